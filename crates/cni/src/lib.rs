@@ -1,0 +1,2 @@
+//! The CNI protocol.
+#![forbid(unsafe_code)]

@@ -1,0 +1,4 @@
+//! `vxlan`
+/// Its configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vxlan {}

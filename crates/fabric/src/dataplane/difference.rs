@@ -1,0 +1,253 @@
+//! The difference between what is and what should be.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Change, Dataplane, IpFamily, Link, LinkKind, Observed, Route};
+use crate::link_name::LinkName;
+use crate::ownership::Ownership;
+
+/// Whether objects of ours that no plan wants may be removed. They may once the first complete set
+/// of leases has arrived; before that, what looks superfluous may belong to a peer not yet heard of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prune {
+    /// Remove them.
+    Yes,
+    /// Leave them.
+    NotYet,
+}
+
+/// What to do so that the kernel holds `wanted`, given what was `observed` in it.
+///
+/// Foreign objects are never touched. A foreign route with the very key of a wanted one is replaced
+/// by it: only one of the two can exist.
+pub fn changes(wanted: &Dataplane, observed: &Observed, ownership: &Ownership, prune: Prune) -> Vec<Change> {
+    let mut changes = Vec::new();
+    let mut removals = Vec::new();
+
+    for (path, value) in &wanted.sysctls {
+        // A kernel without the file (no IPv6, say) has nothing to set.
+        if observed.sysctls.get(path).is_some_and(|is| is != value) {
+            changes.push(Change::SetSysctl(path.clone(), value.clone()));
+        }
+    }
+    let remade = link_changes(wanted, observed, &mut changes);
+    // What hangs on a device that is deleted goes with it, and what hangs on one that is down has
+    // gone already: the kernel drops routes and permanent neighbors at that moment.
+    let gone = |link: &LinkName| remade.contains(link) || !observed.links.contains_key(link);
+
+    for (link, net) in &wanted.addresses {
+        if gone(link) || !observed.addresses.contains(&(*link, *net)) {
+            changes.push(Change::AddAddress(*link, *net));
+        }
+    }
+    for (link, net) in &observed.addresses {
+        if !wanted.addresses.contains(&(*link, *net)) && !gone(link) && ownership.owns_address(link, net) {
+            removals.push(Change::RemoveAddress(*link, *net));
+        }
+    }
+
+    for ((link, ip), mac) in &wanted.neighbors {
+        if gone(link) || observed.neighbors.get(&(*link, *ip)) != Some(mac) {
+            changes.push(Change::SetNeighbor(*link, *ip, *mac));
+        }
+    }
+    for (link, ip) in observed.neighbors.keys() {
+        if !wanted.neighbors.contains_key(&(*link, *ip)) && !gone(link) && ownership.owns_link(link) {
+            removals.push(Change::RemoveNeighbor(*link, *ip));
+        }
+    }
+
+    for ((link, mac), to) in &wanted.fdb {
+        if gone(link) || !observed.fdb.contains(&(*link, *mac, *to)) {
+            changes.push(Change::SetFdb(*link, *mac, *to));
+        }
+    }
+    for (link, mac, to) in &observed.fdb {
+        // Setting a MAC's entry replaces its destination, so only a MAC that is not wanted at all
+        // leaves something to remove.
+        if !wanted.fdb.contains_key(&(*link, *mac)) && !gone(link) && ownership.owns_link(link) {
+            removals.push(Change::RemoveFdb(*link, *mac, *to));
+        }
+    }
+
+    let stale_next_hops = next_hop_changes(wanted, observed, &gone, &mut changes, &mut removals);
+    route_changes(wanted, observed, ownership, (&gone, &stale_next_hops), (&mut changes, &mut removals));
+
+    for (name, table) in &wanted.tables {
+        if observed.tables.get(name) != Some(table) {
+            changes.push(Change::SetTable(table.clone()));
+        }
+    }
+    for name in observed.tables.keys() {
+        if !wanted.tables.contains_key(name) && ownership.owns_table(name) {
+            removals.push(Change::DeleteTable(name.clone()));
+        }
+    }
+    for (family, accepted) in &observed.accepted_forwards {
+        let wanted: BTreeSet<_> =
+            wanted.accepted_forwards.iter().filter(|net| IpFamily::of(net) == *family).collect();
+        changes.extend(wanted.iter().filter(|net| !accepted.contains(net)).map(|n| Change::AcceptForward(**n)));
+        removals.extend(accepted.iter().filter(|net| !wanted.contains(net)).map(|n| Change::RetractForward(*n)));
+    }
+
+    if prune == Prune::Yes {
+        removals.reverse();
+        changes.extend(removals);
+    }
+    changes
+}
+
+/// The changes from one plan to the next, without a look at the kernel.
+///
+/// This is the quick answer to a changed lease: both plans are made of the leases that changed
+/// alone, and the full comparison with the kernel follows shortly after.
+pub fn between(before: &Dataplane, after: &Dataplane) -> Vec<Change> {
+    let observed = Observed {
+        sysctls: before.sysctls.clone(),
+        links: BTreeMap::new(),
+        addresses: before.addresses.clone(),
+        neighbors: before.neighbors.clone(),
+        fdb: before.fdb.iter().map(|((link, mac), to)| (*link, *mac, *to)).collect(),
+        next_hops: before.next_hops.clone(),
+        routes: before.routes.clone(),
+        tables: before.tables.clone(),
+        accepted_forwards: BTreeMap::new(),
+    };
+    let links: BTreeSet<LinkName> = observed
+        .neighbors
+        .keys()
+        .map(|(link, _)| *link)
+        .chain(observed.fdb.iter().map(|(link, ..)| *link))
+        .chain(after.neighbors.keys().map(|(link, _)| *link))
+        .collect();
+    let ownership = Ownership::everything();
+    let without_links = |plan: &Dataplane| Dataplane { links: BTreeMap::new(), ..plan.clone() };
+    let present = links
+        .into_iter()
+        .chain(before.links.keys().copied())
+        .chain(after.links.keys().copied())
+        .chain(before.routes.iter().chain(&after.routes).filter_map(Route::link))
+        .chain(before.next_hops.values().chain(after.next_hops.values()).map(|next_hop| next_hop.link))
+        .chain(after.addresses.iter().map(|(link, _)| *link))
+        .map(|link| (link, super::ObservedLink::present()))
+        .collect();
+    let observed = Observed { links: present, ..observed };
+    changes(&without_links(after), &observed, &ownership, Prune::Yes)
+}
+
+/// Everything that makes `wanted` from nothing.
+pub(super) fn additions(wanted: &Dataplane) -> Vec<Change> {
+    let observed = Observed {
+        sysctls: wanted.sysctls.keys().map(|path| (path.clone(), String::new())).collect(),
+        accepted_forwards: wanted
+            .accepted_forwards
+            .iter()
+            .map(|net| (IpFamily::of(net), BTreeSet::new()))
+            .collect(),
+        ..Observed::default()
+    };
+    changes(wanted, &observed, &Ownership::everything(), Prune::NotYet)
+}
+
+/// Device changes; returns the devices that are deleted and made anew.
+fn link_changes(wanted: &Dataplane, observed: &Observed, changes: &mut Vec<Change>) -> BTreeSet<LinkName> {
+    let mut remade = BTreeSet::new();
+    for link in wanted.links.values() {
+        let Link { name, kind: LinkKind::Vxlan(vxlan), mtu, mac } = link;
+        let Some(is) = observed.links.get(name) else {
+            changes.push(Change::CreateLink(link.clone()));
+            continue;
+        };
+        if vxlan.conflict(&is.kind).is_some() {
+            remade.insert(*name);
+            changes.extend([Change::DeleteLink(*name), Change::CreateLink(link.clone())]);
+            continue;
+        }
+        if is.mac != Some(*mac) {
+            changes.push(Change::SetMac(*name, *mac));
+        }
+        if is.mtu != *mtu {
+            changes.push(Change::SetMtu(*name, *mtu));
+        }
+        if !is.up {
+            changes.push(Change::SetUp(*name));
+        }
+    }
+    remade
+}
+
+/// Next-hop changes; returns the ids whose object is there but says something else, which must
+/// lose their routes before they can be made anew (replacing one in use costs O(routes) each).
+fn next_hop_changes(
+    wanted: &Dataplane,
+    observed: &Observed,
+    gone: &dyn Fn(&LinkName) -> bool,
+    changes: &mut Vec<Change>,
+    removals: &mut Vec<Change>,
+) -> BTreeSet<u32> {
+    let mut stale = BTreeSet::new();
+    for (id, next_hop) in &wanted.next_hops {
+        match observed.next_hops.get(id) {
+            Some(is) if is == next_hop && !gone(&next_hop.link) => {}
+            Some(is) => {
+                stale.insert(*id);
+                if !gone(&is.link) {
+                    changes.push(Change::RemoveNextHop(*id));
+                }
+                changes.push(Change::AddNextHop(*id, *next_hop));
+            }
+            None => changes.push(Change::AddNextHop(*id, *next_hop)),
+        }
+    }
+    for (id, is) in &observed.next_hops {
+        if !wanted.next_hops.contains_key(id) && !gone(&is.link) {
+            removals.push(Change::RemoveNextHop(*id));
+        }
+    }
+    stale
+}
+
+/// Route changes. A route to a gateway through a device that is gone, or to a next-hop object that
+/// is made anew, has gone with it.
+fn route_changes(
+    wanted: &Dataplane,
+    observed: &Observed,
+    ownership: &Ownership,
+    (gone, stale_next_hops): (&dyn Fn(&LinkName) -> bool, &BTreeSet<u32>),
+    (changes, removals): (&mut Vec<Change>, &mut Vec<Change>),
+) {
+    let lost = |route: &Route| match route.target {
+        super::Target::NextHopObject(id) => {
+            stale_next_hops.contains(&id) || observed.next_hops.get(&id).is_none_or(|is| gone(&is.link))
+        }
+        _ => route.link().is_some_and(|link| gone(&link)),
+    };
+    let key = |route: &Route| (route.destination, route.metric);
+    let wanted_keys: BTreeSet<_> = wanted.routes.iter().map(key).collect();
+    let mut there: BTreeMap<_, Vec<&Route>> = BTreeMap::new();
+    for route in &observed.routes {
+        if wanted_keys.contains(&key(route)) {
+            there.entry(key(route)).or_default().push(route);
+        }
+    }
+    for route in &wanted.routes {
+        let there = there.get(&key(route)).map_or(&[][..], Vec::as_slice);
+        if there == [route] && !lost(route) {
+            continue;
+        }
+        // Replacing acts on one route of a key only, and IPv6 refuses to replace a direct route by
+        // an onlink one: where anything else stands, it is removed first.
+        let in_the_way = there.iter().filter(|is| **is != route && !lost(is));
+        if IpFamily::of(&route.destination) == IpFamily::V6 || there.len() > 1 {
+            changes.extend(in_the_way.map(|is| Change::RemoveRoute(**is)));
+        }
+        if !there.contains(&route) || lost(route) {
+            changes.push(Change::SetRoute(*route));
+        }
+    }
+    for route in &observed.routes {
+        if !wanted_keys.contains(&key(route)) && !lost(route) && ownership.owns_route(route) {
+            removals.push(Change::RemoveRoute(*route));
+        }
+    }
+}

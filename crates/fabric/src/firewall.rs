@@ -1,0 +1,411 @@
+//! Firewall tables as values: what nftables calls table, chain, rule.
+//!
+//! Only what flannel and its plugins need is here. A value displays as the text that
+//! `nft list table` prints for it and that `nft -f` takes; `kernel::nftables` writes the same value
+//! over netlink and reads it back, so that a table can be compared with what is wanted.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::mac::Mac;
+
+/// The address family of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// `ip`
+    Ipv4,
+    /// `ip6`
+    Ipv6,
+    /// `inet`, both
+    Inet,
+    /// `bridge`
+    Bridge,
+}
+
+/// The name by which the kernel knows a table.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TableName {
+    /// The family.
+    pub family: Family,
+    /// The name within the family.
+    pub name: String,
+}
+
+/// A whole table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// Family and name.
+    pub name: TableName,
+    /// The table's comment.
+    pub comment: Option<String>,
+    /// Its chains, in the order they are made.
+    pub chains: Vec<Chain>,
+}
+
+/// A chain of a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    /// The name within the table.
+    pub name: String,
+    /// Where the kernel enters it; none for a chain that is only jumped to.
+    pub hook: Option<Hook>,
+    /// The chain's comment.
+    pub comment: Option<String>,
+    /// Its rules, in order.
+    pub rules: Vec<Rule>,
+}
+
+/// Where and when the kernel enters a base chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hook {
+    /// The chain's type.
+    pub kind: ChainKind,
+    /// The hook.
+    pub point: HookPoint,
+    /// Order among the chains of one hook, smallest first (`NF_IP_PRI_*`).
+    pub priority: i32,
+    /// What happens at the end of the chain.
+    pub policy: Policy,
+}
+
+/// The type of a base chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChainKind {
+    /// `filter`
+    Filter,
+    /// `nat`
+    Nat,
+}
+
+/// A netfilter hook (`NF_INET_*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HookPoint {
+    /// `prerouting`
+    Prerouting,
+    /// `input`
+    Input,
+    /// `forward`
+    Forward,
+    /// `output`
+    Output,
+    /// `postrouting`
+    Postrouting,
+}
+
+/// What happens to a packet at the end of a base chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    /// It goes on.
+    Accept,
+    /// It is dropped.
+    Drop,
+}
+
+/// One rule: all of `matches` hold, then `verdict`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// What must hold.
+    pub matches: Vec<Match>,
+    /// Whether packets and bytes are counted.
+    pub counted: Counted,
+    /// What happens.
+    pub verdict: Verdict,
+    /// The rule's comment, at most 128 bytes.
+    pub comment: Option<String>,
+}
+
+/// Whether a rule has a counter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Counted {
+    /// No counter.
+    #[default]
+    No,
+    /// With a counter, of which the values are not part of the state.
+    Yes,
+}
+
+/// A direction of comparison.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Is {
+    /// `==`
+    Equal,
+    /// `!=`
+    NotEqual,
+}
+
+/// A condition on a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Match {
+    /// `meta mark [and mask] == value`
+    Mark {
+        /// The bits looked at; all of them if none.
+        mask: Option<u32>,
+        /// Their value.
+        value: u32,
+    },
+    /// `ip|ip6 saddr`
+    Source(Is, IpNet),
+    /// `ip|ip6 daddr`
+    Destination(Is, IpNet),
+    /// `ether saddr`
+    EtherSource(Mac),
+    /// `iifname`
+    InputLink(String),
+    /// `oifname`
+    OutputLink(Is, String),
+    /// `meta l4proto` (IANA protocol number)
+    Protocol(u8),
+    /// `tcp|udp|sctp dport`, after the protocol named here (IANA protocol number)
+    DestinationPort(u8, u16),
+    /// `fib daddr type local`
+    DestinationIsLocal,
+    /// `ct state`, bits of `NF_CT_STATE_BIT` as nft encodes them (established 2, related 4, new 8)
+    ConnectionState(u32),
+    /// Something this program does not write; equal to nothing that it wants.
+    Foreign(String),
+}
+
+/// What happens to a packet that a rule matches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// `accept`
+    Accept,
+    /// `drop`
+    Drop,
+    /// `return`
+    Return,
+    /// `jump CHAIN`
+    Jump(String),
+    /// `goto CHAIN`
+    Goto(String),
+    /// `masquerade`
+    Masquerade(SourcePorts),
+    /// `dnat to ADDRESS:PORT`
+    DestinationNat(IpAddr, u16),
+    /// `meta mark set mark or BITS`
+    SetMarkBits(u32),
+    /// The rule only counts, or says something this program does not write.
+    Continue,
+}
+
+/// How masquerade picks source ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourcePorts {
+    /// The kernel's default: keep the port where possible.
+    Kept,
+    /// `fully-random`
+    FullyRandom,
+}
+
+/// The kernel's names for often used priorities (`NF_IP_PRI_*`).
+pub mod priority {
+    /// `dstnat`
+    pub const DSTNAT: i32 = -100;
+    /// `filter`
+    pub const FILTER: i32 = 0;
+    /// `srcnat`
+    pub const SRCNAT: i32 = 100;
+}
+
+impl Table {
+    /// The commands that make this table from nothing, for `nft -f`; see also [`Self::listing`].
+    pub fn script(&self) -> String {
+        // Adding first makes the deletion of a table that is not there no error.
+        format!("add table {name}\ndelete table {name}\n{self}", name = self.name)
+    }
+}
+
+impl Rule {
+    /// A rule without counter and comment.
+    pub fn new(matches: Vec<Match>, verdict: Verdict) -> Rule {
+        Rule { matches, counted: Counted::No, verdict, comment: None }
+    }
+
+    /// The same rule with a comment.
+    pub fn comment(mut self, comment: impl Into<String>) -> Rule {
+        self.comment = Some(comment.into());
+        self
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Family::Ipv4 => "ip",
+            Family::Ipv6 => "ip6",
+            Family::Inet => "inet",
+            Family::Bridge => "bridge",
+        })
+    }
+}
+
+impl fmt::Display for TableName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.family, self.name)
+    }
+}
+
+/// The text of `nft list table`, so that the two can be held side by side.
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "table {} {{", self.name)?;
+        if let Some(comment) = &self.comment {
+            writeln!(f, "\tcomment \"{comment}\"\n")?;
+        }
+        for (at, chain) in self.chains.iter().enumerate() {
+            if at > 0 {
+                writeln!(f)?;
+            }
+            chain.fmt(f)?;
+        }
+        writeln!(f, "}}")
+    }
+}
+
+impl fmt::Display for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "\tchain {} {{", self.name)?;
+        if let Some(comment) = &self.comment {
+            writeln!(f, "\t\tcomment \"{comment}\"")?;
+        }
+        if let Some(hook) = &self.hook {
+            writeln!(f, "\t\t{hook}")?;
+        }
+        for rule in &self.rules {
+            writeln!(f, "\t\t{rule}")?;
+        }
+        writeln!(f, "\t}}")
+    }
+}
+
+impl fmt::Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            ChainKind::Filter => "filter",
+            ChainKind::Nat => "nat",
+        };
+        let point = match self.point {
+            HookPoint::Prerouting => "prerouting",
+            HookPoint::Input => "input",
+            HookPoint::Forward => "forward",
+            HookPoint::Output => "output",
+            HookPoint::Postrouting => "postrouting",
+        };
+        let policy = match self.policy {
+            Policy::Accept => "accept",
+            Policy::Drop => "drop",
+        };
+        write!(f, "type {kind} hook {point} priority ")?;
+        match self.priority {
+            priority::DSTNAT => f.write_str("dstnat")?,
+            priority::FILTER => f.write_str("filter")?,
+            priority::SRCNAT => f.write_str("srcnat")?,
+            other => write!(f, "{other}")?,
+        }
+        write!(f, "; policy {policy};")
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        let mut word = |f: &mut fmt::Formatter<'_>, text: &dyn fmt::Display| {
+            let result = write!(f, "{separator}{text}");
+            separator = " ";
+            result
+        };
+        for condition in &self.matches {
+            word(f, condition)?;
+        }
+        if self.counted == Counted::Yes {
+            word(f, &"counter")?;
+        }
+        if self.verdict != Verdict::Continue {
+            word(f, &self.verdict)?;
+        }
+        if let Some(comment) = &self.comment {
+            word(f, &format_args!("comment \"{comment}\""))?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Match {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = |net: &IpNet| if net.addr().is_ipv4() { "ip" } else { "ip6" };
+        match self {
+            Match::Mark { mask: None, value } => write!(f, "meta mark 0x{value:08x}"),
+            Match::Mark { mask: Some(mask), value } => {
+                write!(f, "meta mark & 0x{mask:08x} == 0x{value:08x}")
+            }
+            Match::Source(is, net) => write!(f, "{} saddr {is}{}", family(net), Prefix(net)),
+            Match::Destination(is, net) => write!(f, "{} daddr {is}{}", family(net), Prefix(net)),
+            Match::EtherSource(mac) => write!(f, "ether saddr {mac}"),
+            Match::InputLink(name) => write!(f, "iifname \"{name}\""),
+            Match::OutputLink(is, name) => write!(f, "oifname {is}\"{name}\""),
+            Match::Protocol(number) => match protocol_name(*number) {
+                Some(name) => write!(f, "meta l4proto {name}"),
+                None => write!(f, "meta l4proto {number}"),
+            },
+            Match::DestinationPort(number, port) => {
+                write!(f, "{} dport {port}", protocol_name(*number).unwrap_or("th"))
+            }
+            Match::DestinationIsLocal => f.write_str("fib daddr type local"),
+            Match::ConnectionState(bits) => {
+                let names = [(2, "established"), (4, "related"), (8, "new"), (1, "invalid")];
+                let set: Vec<&str> =
+                    names.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, name)| *name).collect();
+                write!(f, "ct state {}", set.join(","))
+            }
+            Match::Foreign(text) => write!(f, "# {text}"),
+        }
+    }
+}
+
+impl fmt::Display for Is {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Is::Equal => "",
+            Is::NotEqual => "!= ",
+        })
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Verdict::Accept => f.write_str("accept"),
+            Verdict::Drop => f.write_str("drop"),
+            Verdict::Return => f.write_str("return"),
+            Verdict::Jump(chain) => write!(f, "jump {chain}"),
+            Verdict::Goto(chain) => write!(f, "goto {chain}"),
+            Verdict::Masquerade(SourcePorts::Kept) => f.write_str("masquerade"),
+            Verdict::Masquerade(SourcePorts::FullyRandom) => f.write_str("masquerade fully-random"),
+            Verdict::DestinationNat(IpAddr::V4(ip), port) => write!(f, "dnat to {ip}:{port}"),
+            Verdict::DestinationNat(IpAddr::V6(ip), port) => write!(f, "dnat to [{ip}]:{port}"),
+            Verdict::SetMarkBits(bits) => write!(f, "meta mark set meta mark | 0x{bits:08x}"),
+            Verdict::Continue => Ok(()),
+        }
+    }
+}
+
+/// A prefix as nft prints it: an address alone when the prefix has full length.
+struct Prefix<'a>(&'a IpNet);
+
+impl fmt::Display for Prefix<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.prefix_len() == self.0.max_prefix_len() { self.0.addr().fmt(f) } else { self.0.fmt(f) }
+    }
+}
+
+/// The name of an IANA protocol number where nft knows one that has ports.
+fn protocol_name(number: u8) -> Option<&'static str> {
+    match number {
+        6 => Some("tcp"),
+        17 => Some("udp"),
+        132 => Some("sctp"),
+        _ => None,
+    }
+}

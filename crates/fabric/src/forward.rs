@@ -1,0 +1,1 @@
+//! Which packets the node forwards whatever other firewalls say by default.

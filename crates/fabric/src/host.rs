@@ -1,0 +1,82 @@
+//! [`Host`]: the facts about one node that a plan depends on.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+
+use crate::lease::Subnets;
+use crate::link_name::LinkName;
+
+/// The interface that carries traffic to other nodes, and the node's addresses on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExternalInterface {
+    /// Its name.
+    pub link: LinkName,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// The IPv4 address on it.
+    pub ipv4: Option<Ipv4Addr>,
+    /// The IPv6 address on it.
+    pub ipv6: Option<Ipv6Addr>,
+    /// The IPv4 address that peers are told: `--public-ip`, else the one on the interface.
+    pub public_ipv4: Option<Ipv4Addr>,
+    /// The IPv6 address that peers are told: `--public-ipv6`, else the one on the interface.
+    pub public_ipv6: Option<Ipv6Addr>,
+}
+
+/// How IPv4 routes to peers are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RouteStyle {
+    /// Each route carries its gateway.
+    #[default]
+    Plain,
+    /// Each route names a next-hop object (Linux 5.3): inserting N plain routes with N gateways
+    /// through one device costs O(N²) in the kernel, next-hop objects make it linear.
+    NextHopObjects,
+}
+
+/// A route of the host that is not flannel's, as far as a plan looks at it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnderlayRoute {
+    /// The destination.
+    pub destination: IpNet,
+    /// Whether packets go to the destination itself or to a gateway.
+    pub reach: Reach,
+}
+
+/// How an address of the underlay is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// On the link itself.
+    Direct,
+    /// Through a router.
+    Gateway,
+}
+
+/// All facts about the node that a plan depends on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// The interface to the other nodes.
+    pub external: ExternalInterface,
+    /// The pod subnets leased to this node.
+    pub own: Subnets,
+    /// The host's own routes in the main table, in no order.
+    pub underlay: Vec<UnderlayRoute>,
+    /// How IPv4 routes to peers are written.
+    pub route_style: RouteStyle,
+}
+
+impl Host {
+    /// Whether `peer` is on one of the host's links, by longest prefix match over the main table.
+    ///
+    /// The original asks the kernel (RTM_GETROUTE) and calls a peer direct when exactly one route
+    /// without a gateway comes back. Deciding from the observed routes instead keeps the plan pure
+    /// and costs no system call per peer; policy routing rules are not looked at.
+    pub fn reach(&self, peer: IpAddr) -> Option<Reach> {
+        self.underlay
+            .iter()
+            .filter(|route| route.destination.contains(&peer))
+            .max_by_key(|route| route.destination.prefix_len())
+            .map(|route| route.reach)
+    }
+}

@@ -1,0 +1,1 @@
+//! Which packets leave the node with its address.

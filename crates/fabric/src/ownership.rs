@@ -1,0 +1,113 @@
+//! What is ours: the one place that decides what flannel may remove.
+//!
+//! The two ways to be wrong are not equal. Leaving one of our own objects behind costs a stale
+//! route, which the next reconciliation or `flannelctl cleanup` takes away; removing somebody
+//! else's takes his network down. So an object is ours only if something about it that nobody else
+//! would write says so:
+//!
+//! * **devices**: those that the plan names (`flannel.<VNI>`, `flannel-v6.<VNI>`). Everything on such
+//!   a device is ours with it: permanent neighbors, FDB entries with a destination. Learned entries
+//!   are the kernel's.
+//! * **addresses**: on a device of ours, and inside the flannel network. An address that an operator
+//!   or NetworkManager put there, outside the network, is theirs.
+//! * **routes**: those with our protocol number. And those that the original flannel would have made,
+//!   which have the protocol `boot` like everything typed by hand: in the main table, unicast, with a
+//!   gateway, to a subnet inside the flannel network that is not our own and is at least as long as
+//!   the subnets leased in it. Nobody but flannel has a reason to write such a route, and where
+//!   somebody did, it contradicts the leases. They are adopted, so that a node can be taken over from
+//!   the original without losing a packet.
+//! * **next-hop objects**: those with our protocol number; they are observed by it.
+//! * **firewall tables**: those of the original's names, which are ours as well.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+
+use crate::dataplane::{Route, Target};
+use crate::firewall::{Family, TableName};
+use crate::lease::Subnets;
+use crate::link_name::LinkName;
+
+/// The route protocol number (`rtm_protocol`, `nh_protocol`) of flannel-rs: ASCII `f`, in the range
+/// for user space and used by no routing daemon known to iproute2's `rt_protos`.
+pub const ROUTE_PROTOCOL: u8 = b'f';
+/// The protocol number of routes typed by hand, and of the original flannel (`RTPROT_BOOT`).
+pub const ROUTE_PROTOCOL_BOOT: u8 = 3;
+/// The name of our IPv4 firewall table; the original's too.
+pub const IPV4_TABLE: &str = "flannel-ipv4";
+/// The name of our IPv6 firewall table; the original's too.
+pub const IPV6_TABLE: &str = "flannel-ipv6";
+
+/// What of the kernel's objects is ours on this node.
+#[derive(Debug, Clone, Default)]
+pub struct Ownership {
+    links: BTreeSet<LinkName>,
+    networks: Vec<IpNet>,
+    own: Subnets,
+    everything: bool,
+}
+
+impl Ownership {
+    /// Ownership on a node that wants `links`, in `networks`, with its `own` pod subnets.
+    pub fn new(
+        links: impl IntoIterator<Item = LinkName>,
+        networks: impl IntoIterator<Item = IpNet>,
+        own: Subnets,
+    ) -> Ownership {
+        Ownership {
+            links: links.into_iter().collect(),
+            networks: networks.into_iter().collect(),
+            own,
+            everything: false,
+        }
+    }
+
+    /// Ownership of all there is, for a comparison of two plans.
+    pub(crate) fn everything() -> Ownership {
+        Ownership { everything: true, ..Ownership::default() }
+    }
+
+    /// The devices that are ours.
+    pub fn links(&self) -> impl Iterator<Item = LinkName> {
+        self.links.iter().copied()
+    }
+
+    /// Whether a device, and with it every permanent neighbor and FDB entry on it, is ours.
+    pub fn owns_link(&self, link: &LinkName) -> bool {
+        self.everything || self.links.contains(link)
+    }
+
+    /// Whether an address on a device is ours.
+    pub fn owns_address(&self, link: &LinkName, net: &IpNet) -> bool {
+        self.everything || (self.owns_link(link) && self.networks.iter().any(|n| n.contains(&net.addr())))
+    }
+
+    /// Whether a route of the main table is ours.
+    pub fn owns_route(&self, route: &Route) -> bool {
+        self.everything || route.protocol == ROUTE_PROTOCOL || self.is_originals(route)
+    }
+
+    /// Whether a firewall table is ours.
+    pub fn owns_table(&self, name: &TableName) -> bool {
+        self.everything || own_tables().contains(name)
+    }
+
+    /// Whether the original flannel would have made this route for a peer.
+    fn is_originals(&self, route: &Route) -> bool {
+        let Target::Via(_) = route.target else { return false };
+        route.protocol == ROUTE_PROTOCOL_BOOT
+            && route.metric == Route::default_metric(&route.destination)
+            && self.networks.iter().any(|network| {
+                network.contains(&route.destination) && network.prefix_len() < route.destination.prefix_len()
+            })
+            && !self.own.iter().any(|own| own.contains(&route.destination) || route.destination.contains(&own))
+    }
+}
+
+/// The firewall tables that are ours.
+pub fn own_tables() -> [TableName; 2] {
+    [
+        TableName { family: Family::Ipv4, name: IPV4_TABLE.to_owned() },
+        TableName { family: Family::Ipv6, name: IPV6_TABLE.to_owned() },
+    ]
+}

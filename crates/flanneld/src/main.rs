@@ -1,0 +1,2 @@
+//! flanneld
+fn main() {}
