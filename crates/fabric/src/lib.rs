@@ -20,6 +20,7 @@ pub mod mac;
 pub mod masquerade;
 pub mod ownership;
 pub mod plan;
+pub mod status;
 pub mod subnet_file;
 
 pub use lease::{Attributes, Lease, LeaseSet, Subnets};

@@ -1,0 +1,277 @@
+//! [`Status`]: what a running flanneld says about itself, for `flannelctl status` and for programs.
+//!
+//! flanneld writes it as JSON beside `subnet.env` whenever it changes (see [`Files`]), always as a
+//! whole and atomically, so that a reader needs neither a socket nor a running daemon: the last
+//! word of one that died is still there, and [`Status::pid`] tells whether it lives. Times are
+//! seconds since 1970 in UTC. A reader must tolerate fields that it does not know.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path as FilePath, PathBuf};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+use crate::backend::Path;
+
+/// Seconds since 1970 in UTC.
+pub type UnixSeconds = u64;
+
+/// The files that flanneld keeps beside the subnet file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Files {
+    /// `subnet.env` itself.
+    pub subnet: PathBuf,
+    /// The [`Status`], JSON.
+    pub status: PathBuf,
+    /// The leases last known to be good, JSON.
+    pub leases: PathBuf,
+    /// Held (`flock`) by the running daemon, whose process id is inside.
+    pub lock: PathBuf,
+}
+
+impl Files {
+    /// The files that belong to a subnet file.
+    ///
+    /// Several daemons may share a directory if their subnet files have different names, as in the
+    /// original: beside `vxlan.env` the files are called `vxlan.status.json` and so on.
+    pub fn beside(subnet_file: &FilePath) -> Files {
+        let prefix = match subnet_file.file_stem().and_then(|stem| stem.to_str()) {
+            None | Some("subnet") => String::new(),
+            Some(stem) => format!("{stem}."),
+        };
+        let beside = |name: &str| subnet_file.with_file_name(format!("{prefix}{name}"));
+        Files {
+            subnet: subnet_file.to_owned(),
+            status: beside("status.json"),
+            leases: beside("leases.json"),
+            lock: beside("flanneld.lock"),
+        }
+    }
+}
+
+/// The state of a node as its flanneld sees it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// The version of flanneld.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// When it started.
+    pub started: UnixSeconds,
+    /// When this was written.
+    pub written: UnixSeconds,
+    /// Whether pods on this node reach pods on all known nodes: what `/readyz` says.
+    pub ready: bool,
+    /// What must still happen before it is ready, in words; empty when ready.
+    pub awaited: Vec<String>,
+    /// The network; absent until its configuration was read.
+    pub network: Option<Network>,
+    /// The interface to the other nodes; absent until chosen.
+    pub external: Option<External>,
+    /// This node's lease; absent until acquired.
+    pub lease: Option<OwnLease>,
+    /// The store.
+    pub store: Store,
+    /// The other nodes, by subnet.
+    pub peers: Vec<Peer>,
+    /// Records of the store that were left out.
+    pub skipped: Vec<Skipped>,
+    /// What was put right behind somebody's back, newest last; only the most recent are kept.
+    pub repairs: Vec<Repair>,
+    /// What is wrong now and what to do about it.
+    pub failures: Vec<Failure>,
+}
+
+/// The network configuration in effect.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Network {
+    /// The networks that all pod subnets are leased out of, IPv4 first.
+    pub networks: Vec<IpNet>,
+    /// The backend's name, such as `vxlan`.
+    pub backend: String,
+    /// The MTU announced to pods.
+    pub mtu: u32,
+    /// Devices of ours on this node, such as `flannel.1`.
+    pub links: Vec<String>,
+    /// Whether packets leaving the network are masqueraded.
+    pub masquerade: bool,
+}
+
+/// The interface to the other nodes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct External {
+    /// Its name.
+    pub link: String,
+    /// Its MTU.
+    pub mtu: u32,
+    /// The node's addresses on it, IPv4 first.
+    pub addresses: Vec<IpAddr>,
+    /// The addresses that peers are told, IPv4 first.
+    pub public: Vec<IpAddr>,
+    /// Why it was chosen, in words: `--iface=eth1`, `the default route goes through it`, ...
+    pub reason: String,
+}
+
+/// This node's lease.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OwnLease {
+    /// The pod subnets, IPv4 first.
+    pub subnets: Vec<IpNet>,
+    /// Whether it is ours.
+    pub state: LeaseState,
+    /// What a reader should know about the state: why it was lost, who took it; empty when held.
+    pub detail: String,
+    /// When the store forgets it unless it is renewed; absent for a reservation, or when unknown.
+    pub expires: Option<UnixSeconds>,
+}
+
+/// Whether a lease is held.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LeaseState {
+    /// The store confirmed it.
+    #[default]
+    Held,
+    /// The store no longer has it; getting it back is being tried.
+    Lost,
+    /// Another node holds its subnet.
+    Taken,
+    /// It is remembered from the last run; the store has not been reached yet.
+    FromSnapshot,
+}
+
+/// The store.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Store {
+    /// What it is and where, without credentials: `etcd http://10.0.0.1:2379 /coreos.com/network`.
+    pub name: String,
+    /// Whether the last request was answered.
+    pub reachable: bool,
+    /// Since when it is reachable, or is not.
+    pub since: UnixSeconds,
+    /// The most recent error; absent if there was none since it became reachable.
+    pub error: Option<String>,
+    /// Whether the peers are those of the snapshot of the last run, because the store has not been
+    /// reached yet.
+    pub from_snapshot: bool,
+}
+
+/// Another node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its IPv4 pod subnet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv4: Option<Ipv4Net>,
+    /// Its IPv6 pod subnet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<Ipv6Net>,
+    /// Where it is reached, IPv4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_ipv4: Option<Ipv4Addr>,
+    /// Where it is reached, IPv6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_ipv6: Option<Ipv6Addr>,
+    /// How it is reached.
+    pub path: PeerPath,
+    /// Why it is not reached, if so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+}
+
+/// How a peer is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PeerPath {
+    /// Encapsulated.
+    Tunnel,
+    /// By a plain route.
+    Direct,
+    /// Not by flannel: refused, or the backend leaves it to others.
+    None,
+}
+
+impl From<Path> for PeerPath {
+    fn from(path: Path) -> PeerPath {
+        match path {
+            Path::Tunnel => PeerPath::Tunnel,
+            Path::Direct => PeerPath::Direct,
+            Path::None => PeerPath::None,
+        }
+    }
+}
+
+/// A record of the store that was left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// Its key.
+    pub key: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// Something that was put right because it was changed behind our back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repair {
+    /// When.
+    pub at: UnixSeconds,
+    /// What was done, as the command that does the same.
+    pub change: String,
+    /// How many changes of the same kind the repair took beside it.
+    #[serde(default)]
+    pub more: usize,
+    /// What was found.
+    pub why: String,
+}
+
+/// Something that is wrong now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Since when.
+    pub since: UnixSeconds,
+    /// What was attempted and what happened.
+    pub what: String,
+    /// What to do about it; empty if nothing is known.
+    pub remedy: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_survives_its_json_and_unknown_fields_are_tolerated() {
+        let status = Status {
+            version: "0.1.0".to_owned(),
+            pid: 7,
+            lease: Some(OwnLease { state: LeaseState::FromSnapshot, ..OwnLease::default() }),
+            peers: vec![Peer {
+                ipv4: Some("10.5.1.0/24".parse().unwrap()),
+                ipv6: None,
+                public_ipv4: Some("192.0.2.1".parse().unwrap()),
+                public_ipv6: None,
+                path: PeerPath::Tunnel,
+                refused: None,
+            }],
+            ..Status::default()
+        };
+        let mut json = serde_json::to_value(&status).unwrap();
+        assert_eq!(json["peers"][0]["path"], "tunnel");
+        assert_eq!(json["lease"]["state"], "from-snapshot");
+        json["from a later version"] = true.into();
+        assert_eq!(serde_json::from_value::<Status>(json).unwrap(), status);
+    }
+
+    #[test]
+    fn daemons_with_subnet_files_of_different_names_share_no_file() {
+        let usual = Files::beside(FilePath::new("/run/flannel/subnet.env"));
+        assert_eq!(usual.status, FilePath::new("/run/flannel/status.json"));
+        assert_eq!(usual.lock, FilePath::new("/run/flannel/flanneld.lock"));
+        let other = Files::beside(FilePath::new("/vxlan.env"));
+        assert_eq!(other.leases, FilePath::new("/vxlan.leases.json"));
+    }
+}
