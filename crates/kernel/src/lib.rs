@@ -1,1 +1,6 @@
 //! The only crate that touches Linux.
+
+mod error;
+pub mod netlink;
+
+pub use error::KernelError;
