@@ -1,9 +1,22 @@
 //! The network configuration, `net-conf.json`.
+//!
+//! One JSON object that every node reads: which networks pods live in, how long each node's subnet
+//! is, and how packets travel. It is read as the original does, with Go's `encoding/json`: a key is
+//! known by its letters whatever their case, of two equal keys the last one counts, `null` leaves a
+//! number or a switch at its default, and text after the object is an error.
+//!
+//! Where the original swallows a mistake, this module does not: a key that nobody reads is a
+//! warning with the nearest known name, and every value that cannot work is refused with key, value
+//! and rule. Where the original has words for a refusal, they are part of ours.
+
+pub(crate) mod json;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use std::net::{Ipv4Addr, Ipv6Addr};
 
-use crate::backend::Backend;
+use crate::backend::{Backend, vxlan::Vxlan};
+use json::{Field, Object};
 
 /// A network configuration that has been read and checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,10 +65,63 @@ pub struct Ipv6Network {
 #[error("{0}")]
 pub struct ConfigError(pub String);
 
+/// The keys of the whole, in the original's spelling.
+const TOP_LEVEL: [&str; 12] = [
+    "EnableIPv4",
+    "EnableIPv6",
+    "EnableNFTables",
+    "Network",
+    "IPv6Network",
+    "SubnetMin",
+    "SubnetMax",
+    "IPv6SubnetMin",
+    "IPv6SubnetMax",
+    "SubnetLen",
+    "IPv6SubnetLen",
+    "Backend",
+];
+/// The backends of the original. Those that are not in this build are told apart from typing errors.
+const BACKENDS: [&str; 9] =
+    ["alloc", "extension", "host-gw", "ipip", "ipsec", "tencent-vpc", "udp", "vxlan", "wireguard"];
+/// The keys inside `Backend` of a vxlan network. `Name` is for Windows nodes alone, which may share
+/// the configuration: known, and without effect here.
+const VXLAN: [&str; 9] =
+    ["Type", "VNI", "Port", "MTU", "GBP", "Learning", "DirectRouting", "MacPrefix", "Name"];
+/// The keys inside `Backend` of a host-gw network; all but `Type` are for Windows nodes alone.
+const HOST_GW: [&str; 3] = ["Type", "Name", "DNSServerList"];
+/// The keys inside `Backend` of a network that is only leased.
+const ALLOC: [&str; 1] = ["Type"];
+
 impl NetworkConfig {
     /// Reads and checks `net-conf.json`.
-    pub fn from_json(_json: &str) -> Result<NetworkConfig, ConfigError> {
-        todo!()
+    pub fn from_json(json: &str) -> Result<NetworkConfig, ConfigError> {
+        let top = Object::parse(json).map_err(|error| {
+            refuse(format_args!("the network configuration is not one JSON object: {error}"))
+        })?;
+        let mut warnings = Vec::new();
+        let elsewhere = VXLAN.iter().map(|name| (*name, "inside Backend"));
+        warn_of_unknown_keys(&top, "", &TOP_LEVEL, elsewhere, &mut warnings);
+
+        let ipv4_enabled = top.field("EnableIPv4").boolean()?.unwrap_or(true);
+        let ipv6_enabled = top.field("EnableIPv6").boolean()?.unwrap_or(false);
+        let nftables = top.field("EnableNFTables").boolean()?.unwrap_or(false);
+        let ipv4 = Ipv4Keys::read(&top)?;
+        let ipv6 = Ipv6Keys::read(&top)?;
+        let backend = read_backend(&top, &mut warnings)?;
+
+        let ipv4 = if ipv4_enabled { Some(ipv4.check()?) } else { None };
+        let ipv6 = if ipv6_enabled { Some(ipv6.check()?) } else { None };
+        if ipv4.is_none() && ipv6.is_none() {
+            return Err(refuse(
+                "none defined stack: EnableIPv4 is false and EnableIPv6 is not true, so there is no network; \
+                 set one of them to true",
+            ));
+        }
+        let config = NetworkConfig { ipv4, ipv6, nftables, backend, warnings };
+        if let Backend::Vxlan(vxlan) = &config.backend {
+            vxlan.check_config(&config).map_err(ConfigError)?;
+        }
+        Ok(config)
     }
 
     /// The cluster networks, IPv4 first.
@@ -65,3 +131,392 @@ impl NetworkConfig {
         ipv4.into_iter().chain(ipv6)
     }
 }
+
+/// The IPv4 keys as written, each readable by itself.
+struct Ipv4Keys {
+    network: Option<Ipv4Net>,
+    subnet_len: u64,
+    subnet_min: Option<Ipv4Addr>,
+    subnet_max: Option<Ipv4Addr>,
+}
+
+impl Ipv4Keys {
+    fn read(top: &Object) -> Result<Ipv4Keys, ConfigError> {
+        Ok(Ipv4Keys {
+            network: ipv4_network(&top.field("Network"))?,
+            subnet_len: top.field("SubnetLen").unsigned()?.unwrap_or(0),
+            subnet_min: ipv4_address(&top.field("SubnetMin"))?,
+            subnet_max: ipv4_address(&top.field("SubnetMax"))?,
+        })
+    }
+
+    fn check(&self) -> Result<Ipv4Network, ConfigError> {
+        let network = self
+            .network
+            .filter(|net| net.prefix_len() > 0 || !net.addr().is_unspecified())
+            .ok_or_else(|| {
+                refuse(format_args!(
+                    "please define a correct Network parameter in the flannel config: Network is {}, \
+                 want an IPv4 network such as 10.244.0.0/16 (or EnableIPv4 false)",
+                    self.network.map_or("not set".to_owned(), |net| net.to_string()),
+                ))
+            })?;
+        let lengths = Lengths {
+            key: "SubnetLen",
+            network_key: "Network",
+            longest: 30,
+            smallest_network: 28,
+            usual: 24,
+        };
+        let subnet_len = lengths.subnet_len(self.subnet_len, &network, network.prefix_len())?;
+        let bits = |ip: Ipv4Addr| u128::from(ip.to_bits());
+        let range = Range {
+            keys: ["SubnetMin", "SubnetMax"],
+            network_key: "Network",
+            network: IpNet::V4(network),
+            subnet_len,
+            size: 1 << (32 - subnet_len),
+        };
+        let (min, max) = range.check(self.subnet_min.map(bits), self.subnet_max.map(bits))?;
+        // Both lie inside the network, so they have 32 bits.
+        Ok(Ipv4Network {
+            network,
+            subnet_len,
+            subnet_min: Ipv4Addr::from_bits(min as u32),
+            subnet_max: Ipv4Addr::from_bits(max as u32),
+        })
+    }
+}
+
+/// The IPv6 keys as written, each readable by itself.
+struct Ipv6Keys {
+    network: Option<Ipv6Net>,
+    subnet_len: u64,
+    subnet_min: Option<Ipv6Addr>,
+    subnet_max: Option<Ipv6Addr>,
+}
+
+impl Ipv6Keys {
+    fn read(top: &Object) -> Result<Ipv6Keys, ConfigError> {
+        Ok(Ipv6Keys {
+            network: ipv6_network(&top.field("IPv6Network"))?,
+            subnet_len: top.field("IPv6SubnetLen").unsigned()?.unwrap_or(0),
+            subnet_min: ipv6_address(&top.field("IPv6SubnetMin"))?,
+            subnet_max: ipv6_address(&top.field("IPv6SubnetMax"))?,
+        })
+    }
+
+    fn check(&self) -> Result<Ipv6Network, ConfigError> {
+        let network = self
+            .network
+            .filter(|net| net.prefix_len() > 0 || !net.addr().is_unspecified())
+            .ok_or_else(|| {
+                refuse(format_args!(
+                    "please define a correct IPv6Network parameter in the flannel config: IPv6Network is {}, \
+                 want an IPv6 network such as fd00:10:244::/48 (or EnableIPv6 false)",
+                    self.network.map_or("not set".to_owned(), |net| net.to_string()),
+                ))
+            })?;
+        let lengths = Lengths {
+            key: "IPv6SubnetLen",
+            network_key: "IPv6Network",
+            longest: 126,
+            smallest_network: 124,
+            usual: 64,
+        };
+        let subnet_len = lengths.subnet_len(self.subnet_len, &network, network.prefix_len())?;
+        let bits = |ip: Ipv6Addr| ip.to_bits();
+        let range = Range {
+            keys: ["IPv6SubnetMin", "IPv6SubnetMax"],
+            network_key: "IPv6Network",
+            network: IpNet::V6(network),
+            subnet_len,
+            size: 1 << (128 - subnet_len),
+        };
+        let (min, max) = range.check(self.subnet_min.map(bits), self.subnet_max.map(bits))?;
+        Ok(Ipv6Network {
+            network,
+            subnet_len,
+            subnet_min: Ipv6Addr::from_bits(min),
+            subnet_max: Ipv6Addr::from_bits(max),
+        })
+    }
+}
+
+/// The rules for the length of a pod subnet: the same for both families, with other numbers.
+struct Lengths {
+    key: &'static str,
+    network_key: &'static str,
+    /// The longest prefix that leaves room for a tunnel and a bridge address on each node.
+    longest: u8,
+    /// The longest network that holds four subnets of that length.
+    smallest_network: u8,
+    /// What each node gets where there is room for it.
+    usual: u8,
+}
+
+impl Lengths {
+    fn subnet_len(&self, given: u64, network: &dyn std::fmt::Display, prefix: u8) -> Result<u8, ConfigError> {
+        let Lengths { key, network_key, longest, smallest_network, usual } = *self;
+        if given == 0 && prefix > smallest_network {
+            // Compatibility: the original says "network" for IPv4 and "IPv6Network" for IPv6.
+            let what = if network_key == "Network" { "network" } else { network_key };
+            return Err(refuse(format_args!(
+                "{what} is too small. Minimum useful network prefix is /{smallest_network}: \
+                 {network_key} is {network}; four subnets of /{longest} would not fit, want a larger network",
+            )));
+        }
+        if given == 0 {
+            return Ok(if prefix + 2 <= usual { usual } else { prefix + 2 });
+        }
+        if given > u64::from(longest) {
+            return Err(refuse(format_args!(
+                "SubnetLen must be less than /{}: {key} is {given}, want {} to {longest}",
+                longest + 1,
+                u64::from(prefix + 2).min(u64::from(longest)),
+            )));
+        }
+        if given < u64::from(prefix) + 2 {
+            return Err(refuse(format_args!(
+                "network must be able to accommodate at least four subnets: {key} is {given} and {network_key} \
+                 is {network}, want {key} {} to {longest} or a larger network",
+                u64::from(prefix) + 2,
+            )));
+        }
+        Ok(given as u8)
+    }
+}
+
+/// The rules for the first and the last subnet that may be leased; addresses as numbers.
+struct Range {
+    keys: [&'static str; 2],
+    network_key: &'static str,
+    network: IpNet,
+    subnet_len: u8,
+    size: u128,
+}
+
+impl Range {
+    fn check(&self, min: Option<u128>, max: Option<u128>) -> Result<(u128, u128), ConfigError> {
+        let [min_key, max_key] = self.keys;
+        let (first, last) = (number(self.network.network()), number(self.network.broadcast()));
+        let min = match min {
+            // The first subnet is left out, since its address is the network's own.
+            None => first + self.size,
+            Some(min) => self.inside(min_key, min)?,
+        };
+        let max = match max {
+            None => last - (self.size - 1),
+            Some(max) => self.inside(max_key, max)?,
+        };
+        self.aligned(min_key, min)?;
+        self.aligned(max_key, max)?;
+        if min > max {
+            return Err(refuse(format_args!(
+                "{min_key} {} is greater than {max_key} {}: there is no subnet to lease; want {min_key} <= {max_key}",
+                self.address(min),
+                self.address(max),
+            )));
+        }
+        Ok((min, max))
+    }
+
+    fn inside(&self, key: &str, value: u128) -> Result<u128, ConfigError> {
+        let (first, last) = (number(self.network.network()), number(self.network.broadcast()));
+        if (first..=last).contains(&value) {
+            return Ok(value);
+        }
+        Err(refuse(format_args!(
+            "{key} is not in the range of the {}: {key} is {}, want {} to {}",
+            self.network_key,
+            self.address(value),
+            self.network.network(),
+            self.network.broadcast(),
+        )))
+    }
+
+    fn aligned(&self, key: &str, value: u128) -> Result<(), ConfigError> {
+        if value.is_multiple_of(self.size) {
+            return Ok(());
+        }
+        Err(refuse(format_args!(
+            "{key} is not on a SubnetLen boundary: {}; with subnets of /{} the nearest below is {}",
+            self.address(value),
+            self.subnet_len,
+            self.address(value - value % self.size),
+        )))
+    }
+
+    fn address(&self, value: u128) -> IpAddr {
+        match self.network {
+            IpNet::V4(_) => IpAddr::V4(Ipv4Addr::from_bits(value as u32)),
+            IpNet::V6(_) => IpAddr::V6(Ipv6Addr::from_bits(value)),
+        }
+    }
+}
+
+fn number(ip: IpAddr) -> u128 {
+    match ip {
+        IpAddr::V4(ip) => u128::from(ip.to_bits()),
+        IpAddr::V6(ip) => ip.to_bits(),
+    }
+}
+
+fn ipv4_network(field: &Field<'_>) -> Result<Option<Ipv4Net>, ConfigError> {
+    let Some(text) = field.text_of_any_kind() else { return Ok(None) };
+    match text.parse() {
+        Ok(IpNet::V4(net)) => Ok(Some(net.trunc())),
+        Ok(IpNet::V6(_)) => Err(field.refuse(
+            "invalid IPv4 CIDR format",
+            "an IPv4 network such as 10.244.0.0/16; IPv6 goes to IPv6Network",
+        )),
+        Err(_) => Err(field.refuse(
+            format_args!("invalid CIDR address: {}", shortened(&text)),
+            "an IPv4 network such as 10.244.0.0/16",
+        )),
+    }
+}
+
+/// Compatibility: the original takes an IPv4 network here and makes an IPv4-mapped one of it, which
+/// no kernel object can be made of; that is refused.
+fn ipv6_network(field: &Field<'_>) -> Result<Option<Ipv6Net>, ConfigError> {
+    let Some(text) = field.text_of_any_kind() else { return Ok(None) };
+    match text.parse() {
+        Ok(IpNet::V6(net)) => Ok(Some(net.trunc())),
+        Ok(IpNet::V4(_)) => Err(field.refuse(
+            "invalid IPv6 CIDR format",
+            "an IPv6 network such as fd00:10:244::/48; IPv4 goes to Network",
+        )),
+        Err(_) => Err(field.refuse(
+            format_args!("invalid CIDR address: {}", shortened(&text)),
+            "an IPv6 network such as fd00:10:244::/48",
+        )),
+    }
+}
+
+/// An address, where `0.0.0.0` stands for none.
+fn ipv4_address(field: &Field<'_>) -> Result<Option<Ipv4Addr>, ConfigError> {
+    let Some(text) = field.text_of_any_kind() else { return Ok(None) };
+    let address = match text.parse().map(|ip: IpAddr| ip.to_canonical()) {
+        Ok(IpAddr::V4(ip)) => ip,
+        Ok(IpAddr::V6(_)) => {
+            return Err(field.refuse("invalid IPv4 address format", "an IPv4 address such as 10.244.1.0"));
+        }
+        Err(_) => return Err(field.refuse("invalid IP address format", "an IPv4 address such as 10.244.1.0")),
+    };
+    Ok((!address.is_unspecified()).then_some(address))
+}
+
+/// An address, where `::` stands for none, and so does `null` (the field is a pointer in Go).
+fn ipv6_address(field: &Field<'_>) -> Result<Option<Ipv6Addr>, ConfigError> {
+    if field.is_null() {
+        return Ok(None);
+    }
+    let Some(text) = field.text_of_any_kind() else { return Ok(None) };
+    let address = match text.parse() {
+        Ok(IpAddr::V6(ip)) => ip,
+        Ok(IpAddr::V4(_)) => {
+            return Err(field.refuse("invalid IPv6 address format", "an IPv6 address such as fd00:10:244:1::"));
+        }
+        Err(_) => {
+            return Err(field.refuse("invalid IP address format", "an IPv6 address such as fd00:10:244:1::"));
+        }
+    };
+    Ok((!address.is_unspecified()).then_some(address))
+}
+
+fn read_backend(top: &Object, warnings: &mut Vec<String>) -> Result<Backend, ConfigError> {
+    let field = top.field("Backend");
+    let Some(value) = field.raw() else {
+        // Compatibility: the original's documentation says vxlan here, its code says udp. Taking
+        // vxlan would cut such a node off from the others, so the operator is asked.
+        return Err(not_in_this_build("Backend is absent, which means Backend.Type \"udp\""));
+    };
+    let keys = Object::parse(value).map_err(|error| {
+        refuse(format_args!(
+            "error decoding Backend property of config: {error}; Backend is {}, want an object such as \
+             {{\"Type\": \"vxlan\"}}",
+            shortened(value)
+        ))
+    })?;
+    let name = keys.field_in("Backend.", "Type").string()?.unwrap_or_default();
+    let elsewhere = || TOP_LEVEL.iter().map(|name| (*name, "at the top level, beside Backend"));
+    match name.to_lowercase().as_str() {
+        "vxlan" => {
+            warn_of_unknown_keys(&keys, "Backend.", &VXLAN, elsewhere(), warnings);
+            Vxlan::from_keys(&keys).map(Backend::Vxlan)
+        }
+        "host-gw" => {
+            warn_of_unknown_keys(&keys, "Backend.", &HOST_GW, elsewhere(), warnings);
+            Ok(Backend::HostGw)
+        }
+        "alloc" => {
+            warn_of_unknown_keys(&keys, "Backend.", &ALLOC, elsewhere(), warnings);
+            Ok(Backend::Alloc)
+        }
+        known if BACKENDS.contains(&known) => {
+            Err(not_in_this_build(format_args!("Backend.Type is {}", shortened(&name))))
+        }
+        "" => Err(refuse("unknown backend type: Backend.Type is not set; want one of vxlan, host-gw, alloc")),
+        unknown => Err(refuse(format_args!(
+            "unknown backend type: {}; Backend.Type wants one of vxlan, host-gw, alloc{}",
+            shortened(&name),
+            nearest(unknown, BACKENDS).map_or(String::new(), |near| format!(" (did you mean {near}?)")),
+        ))),
+    }
+}
+
+fn not_in_this_build(what: impl std::fmt::Display) -> ConfigError {
+    refuse(format_args!("{what}: known, but not in this build yet; use vxlan, host-gw or alloc"))
+}
+
+/// Warns of each key that nobody reads, with the likeliest meaning.
+fn warn_of_unknown_keys<'a>(
+    object: &Object,
+    path: &str,
+    known: &[&'static str],
+    elsewhere: impl Iterator<Item = (&'a str, &'a str)>,
+    warnings: &mut Vec<String>,
+) {
+    let elsewhere: Vec<_> = elsewhere.collect();
+    for key in object.keys() {
+        if known.iter().any(|name| json::same_key(name, key)) {
+            continue;
+        }
+        let hint = match elsewhere.iter().find(|(name, _)| json::same_key(name, key)) {
+            Some((name, place)) => format!("; {name} belongs {place}"),
+            None => nearest(key, known.iter().copied())
+                .map_or(String::new(), |name| format!("; did you mean {path}{name}?")),
+        };
+        warnings.push(format!("unknown key {path}{} has no effect{hint}", shortened(key)));
+    }
+}
+
+/// The known name that resembles a text most, if any does.
+fn nearest(text: &str, known: impl IntoIterator<Item = &'static str>) -> Option<&'static str> {
+    const SIMILAR_ENOUGH: f64 = 0.8;
+    let text = text.to_lowercase();
+    known
+        .into_iter()
+        .map(|name| (strsim::jaro_winkler(&text, &name.to_lowercase()), name))
+        .filter(|(likeness, _)| *likeness >= SIMILAR_ENOUGH)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, name)| name)
+}
+
+/// A foreign text for an error: control characters escaped, cut after a line's length.
+pub(crate) fn shortened(text: &str) -> String {
+    const LONGEST: usize = 80;
+    let mut shown: String = text.chars().take(LONGEST).collect::<String>().escape_debug().collect();
+    if text.chars().nth(LONGEST).is_some() {
+        shown.push('…');
+    }
+    shown.replace("\\\"", "\"")
+}
+
+fn refuse(what: impl std::fmt::Display) -> ConfigError {
+    ConfigError(what.to_string())
+}
+
+#[cfg(test)]
+mod tests;

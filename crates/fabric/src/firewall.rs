@@ -258,20 +258,23 @@ impl fmt::Display for Table {
             if at > 0 {
                 writeln!(f)?;
             }
-            chain.fmt(f)?;
+            chain.list(f, self.name.family)?;
         }
         writeln!(f, "}}")
     }
 }
 
-impl fmt::Display for Chain {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Chain {
+    /// The chain as `nft list` prints it within a table of `family`.
+    fn list(&self, f: &mut fmt::Formatter<'_>, family: Family) -> fmt::Result {
         writeln!(f, "\tchain {} {{", self.name)?;
         if let Some(comment) = &self.comment {
             writeln!(f, "\t\tcomment \"{comment}\"")?;
         }
         if let Some(hook) = &self.hook {
-            writeln!(f, "\t\t{hook}")?;
+            f.write_str("\t\t")?;
+            hook.list(f, family)?;
+            writeln!(f)?;
         }
         for rule in &self.rules {
             writeln!(f, "\t\t{rule}")?;
@@ -280,8 +283,15 @@ impl fmt::Display for Chain {
     }
 }
 
+/// The text in a table of any family but `bridge`, which has other names for some priorities.
 impl fmt::Display for Hook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.list(f, Family::Inet)
+    }
+}
+
+impl Hook {
+    fn list(&self, f: &mut fmt::Formatter<'_>, family: Family) -> fmt::Result {
         let kind = match self.kind {
             ChainKind::Filter => "filter",
             ChainKind::Nat => "nat",
@@ -298,14 +308,39 @@ impl fmt::Display for Hook {
             Policy::Drop => "drop",
         };
         write!(f, "type {kind} hook {point} priority ")?;
-        match self.priority {
-            priority::DSTNAT => f.write_str("dstnat")?,
-            priority::FILTER => f.write_str("filter")?,
-            priority::SRCNAT => f.write_str("srcnat")?,
-            other => write!(f, "{other}")?,
+        match priority_name(family, self.point, self.priority) {
+            Some((name, 0)) => f.write_str(name)?,
+            Some((name, offset)) if offset > 0 => write!(f, "{name} + {offset}")?,
+            Some((name, offset)) => write!(f, "{name} - {}", -offset)?,
+            None => write!(f, "{}", self.priority)?,
         }
         write!(f, "; policy {policy};")
     }
+}
+
+/// The name that nft has for a priority, or for one at most ten away, and the distance from it
+/// (nftables, `src/rule.c`, `std_prio_lookup`).
+fn priority_name(family: Family, point: HookPoint, priority: i32) -> Option<(&'static str, i32)> {
+    const INET: [(&str, i32); 6] = [
+        ("raw", -300),
+        ("mangle", -150),
+        ("dstnat", priority::DSTNAT),
+        ("filter", priority::FILTER),
+        ("security", 50),
+        ("srcnat", priority::SRCNAT),
+    ];
+    const BRIDGE: [(&str, i32); 4] = [("dstnat", -300), ("filter", -200), ("out", 100), ("srcnat", 300)];
+    let names = if family == Family::Bridge { &BRIDGE[..] } else { &INET[..] };
+    let here = |name: &str| match name {
+        "dstnat" => point == HookPoint::Prerouting,
+        "srcnat" => point == HookPoint::Postrouting,
+        "out" => point == HookPoint::Output,
+        _ => true,
+    };
+    names
+        .iter()
+        .map(|(name, value)| (*name, priority - value))
+        .find(|(name, offset)| offset.abs() <= 10 && here(name))
 }
 
 impl fmt::Display for Rule {
@@ -320,7 +355,8 @@ impl fmt::Display for Rule {
             word(f, condition)?;
         }
         if self.counted == Counted::Yes {
-            word(f, &"counter")?;
+            // As listed before the first packet; nft takes the values as the counter's beginning.
+            word(f, &"counter packets 0 bytes 0")?;
         }
         if self.verdict != Verdict::Continue {
             word(f, &self.verdict)?;

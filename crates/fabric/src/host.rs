@@ -40,6 +40,8 @@ pub enum RouteStyle {
 pub struct UnderlayRoute {
     /// The destination.
     pub destination: IpNet,
+    /// The device that packets leave through.
+    pub link: LinkName,
     /// Whether packets go to the destination itself or to a gateway.
     pub reach: Reach,
 }
@@ -60,7 +62,7 @@ pub struct Host {
     pub external: ExternalInterface,
     /// The pod subnets leased to this node.
     pub own: Subnets,
-    /// The host's own routes in the main table, in no order.
+    /// The host's own routes in the main table, in the kernel's order, flannel's left out.
     pub underlay: Vec<UnderlayRoute>,
     /// How IPv4 routes to peers are written.
     pub route_style: RouteStyle,
@@ -73,10 +75,20 @@ impl Host {
     /// without a gateway comes back. Deciding from the observed routes instead keeps the plan pure
     /// and costs no system call per peer; policy routing rules are not looked at.
     pub fn reach(&self, peer: IpAddr) -> Option<Reach> {
-        self.underlay
-            .iter()
-            .filter(|route| route.destination.contains(&peer))
-            .max_by_key(|route| route.destination.prefix_len())
-            .map(|route| route.reach)
+        self.route_to(peer).map(|route| route.reach)
+    }
+
+    /// The route that packets to `peer` take, by longest prefix match; of equally long prefixes the
+    /// one listed first, which is the one with the smaller metric in the kernel's order.
+    pub fn route_to(&self, peer: IpAddr) -> Option<&UnderlayRoute> {
+        let longer = |best: &'_ UnderlayRoute, next: &UnderlayRoute| {
+            next.destination.prefix_len() > best.destination.prefix_len()
+        };
+        self.underlay.iter().filter(|route| route.destination.contains(&peer)).fold(None, |best, next| {
+            match best {
+                Some(best) if !longer(best, next) => Some(best),
+                _ => Some(next),
+            }
+        })
     }
 }

@@ -62,7 +62,8 @@ impl Subnets {
             Some((ipv4, ipv6)) => (ipv4, Some(ipv6)),
             None => (key, None),
         };
-        let (address, len) = ipv4_text.split_once('-').ok_or_else(|| bad("no '-' before the prefix length"))?;
+        let (address, len) =
+            ipv4_text.split_once('-').ok_or_else(|| bad("no '-' before the prefix length"))?;
         let address: Ipv4Addr = address.parse().map_err(|_| bad("the IPv4 address cannot be read"))?;
         // Compatibility: the original holds the length in five bits, so a /32 cannot be leased.
         let len = prefix_len(len, 31).ok_or_else(|| bad("the IPv4 prefix length is not in 0..=31"))?;
@@ -78,8 +79,10 @@ impl Subnets {
                 if address.bytes().any(|byte| byte.is_ascii_uppercase()) {
                     return Err(bad("the IPv6 address has upper-case digits"));
                 }
-                let address: Ipv6Addr = address.parse().map_err(|_| bad("the IPv6 address cannot be read"))?;
-                let len = prefix_len(len, 127).ok_or_else(|| bad("the IPv6 prefix length is not in 0..=127"))?;
+                let address: Ipv6Addr =
+                    address.parse().map_err(|_| bad("the IPv6 address cannot be read"))?;
+                let len =
+                    prefix_len(len, 127).ok_or_else(|| bad("the IPv6 prefix length is not in 0..=127"))?;
                 let ipv6 = Ipv6Net::new_assert(address, len);
                 if ipv6.trunc() != ipv6 {
                     return Err(bad("the IPv6 address has bits set beyond its prefix length"));
@@ -300,7 +303,10 @@ impl LeaseSet {
     pub fn overlapping_ipv4(&self, net: Ipv4Net) -> impl Iterator<Item = &Arc<Lease>> {
         let containing = (0..net.prefix_len()).flat_map(move |len| {
             let net = Ipv4Net::new_assert(net.addr(), len).trunc();
-            self.leases.range(at_ipv4(net)..).take_while(move |(key, _)| key.ipv4 == Some(net)).map(|(_, l)| l)
+            self.leases
+                .range(at_ipv4(net)..)
+                .take_while(move |(key, _)| key.ipv4 == Some(net))
+                .map(|(_, l)| l)
         });
         let first = Ipv4Net::new_assert(net.network(), 0);
         let within = self

@@ -100,7 +100,10 @@ impl Ownership {
             && self.networks.iter().any(|network| {
                 network.contains(&route.destination) && network.prefix_len() < route.destination.prefix_len()
             })
-            && !self.own.iter().any(|own| own.contains(&route.destination) || route.destination.contains(&own))
+            && !self
+                .own
+                .iter()
+                .any(|own| own.contains(&route.destination) || route.destination.contains(&own))
     }
 }
 

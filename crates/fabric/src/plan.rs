@@ -1,16 +1,18 @@
 //! The whole plan of a node: what its kernel should hold, and how each peer is reached.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
 use crate::backend::{Path, VtepMacs};
 use crate::config::NetworkConfig;
-use crate::dataplane::Dataplane;
-use crate::firewall::SourcePorts;
+use crate::dataplane::{Dataplane, Route, Target};
+use crate::firewall::{SourcePorts, Table};
 use crate::host::Host;
-use crate::lease::{LeaseSet, Subnets};
-use crate::ownership::Ownership;
+use crate::lease::{Lease, LeaseSet, Subnets};
+use crate::ownership::{Ownership, ROUTE_PROTOCOL, own_tables};
+use crate::{forward, masquerade};
 
 /// What the operator asked for, apart from the network configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +43,7 @@ pub struct Masquerade {
 pub struct Plan {
     /// The kernel objects.
     pub dataplane: Dataplane,
-    /// Every lease but our own: its path, or why it is left out.
+    /// Every lease but our own: its path, or why it, or one family of it, is left out.
     pub peers: BTreeMap<Subnets, Result<Path, String>>,
 }
 
@@ -65,12 +67,98 @@ impl Intent {
     }
 
     /// The plan for `some` of the leases; `all` decides between rivals.
-    pub fn plan_for(&self, _some: &LeaseSet, _all: &LeaseSet) -> Plan {
-        todo!()
+    ///
+    /// The cost grows with `some` alone, so that a changed lease among 10,000 is answered at once. Of
+    /// two leases with the same VTEP MAC the newer one is right (a node that came back under another
+    /// address keeps its MAC, and its old lease lives on for a day); that is decided within `some`,
+    /// and the plan for all leases, which follows, has the last word.
+    pub fn plan_for(&self, some: &LeaseSet, all: &LeaseSet) -> Plan {
+        let Intent { config, host, .. } = self;
+        let mut plan = Plan { dataplane: self.node(), peers: BTreeMap::new() };
+        let mut newest_first: Vec<&Lease> =
+            some.iter().map(|lease| &**lease).filter(|lease| lease.subnets != host.own).collect();
+        newest_first.sort_by_key(|lease| Reverse(lease.created));
+        for lease in newest_first {
+            let path = match all.rival(lease) {
+                Some(rival) => Err(claimed_by(rival)),
+                None => config.backend.peer(config, host, lease, &mut plan.dataplane),
+            };
+            plan.peers.insert(lease.subnets, path);
+        }
+        plan
     }
 
     /// What is ours on this node.
     pub fn ownership(&self) -> Ownership {
-        todo!()
+        Ownership::new(self.config.backend.links(&self.config), self.config.networks(), self.host.own)
+    }
+
+    /// What the node needs whoever its peers are.
+    fn node(&self) -> Dataplane {
+        let Intent { config, options, host, macs } = self;
+        let mut node = Dataplane::default();
+        config.backend.device(config, host, *macs, &mut node);
+        for network in config.networks() {
+            if let Some(table) = self.table(network) {
+                node.tables.insert(table.name.clone(), table);
+            }
+            if options.forward_rules {
+                node.accepted_forwards.insert(network);
+            }
+        }
+        if options.blackhole_route {
+            node.routes.extend(host.own.iter().filter(|own| self.is_enabled(own)).map(blackhole));
+        }
+        node
+    }
+
+    /// The firewall table of one family, unless nothing is asked of it.
+    ///
+    /// Compatibility: name, comment and chains are the original's, one table for each family: whoever
+    /// of the two starts next finds the other's table in place and replaces it in one transaction.
+    fn table(&self, network: IpNet) -> Option<Table> {
+        let Options { masquerade, forward_rules, .. } = &self.options;
+        let own = self.host.own;
+        let [ipv4_name, ipv6_name] = own_tables();
+        let (name, masquerades, own) = match network {
+            IpNet::V4(_) => (ipv4_name, masquerade.ipv4, own.ipv4.map(IpNet::V4)),
+            IpNet::V6(_) => (ipv6_name, masquerade.ipv6, own.ipv6.map(IpNet::V6)),
+        };
+        let masquerade =
+            masquerades.then(|| masquerade::chain(network, own, &masquerade.except, masquerade.source_ports));
+        let forward = forward_rules.then(|| forward::chain(network));
+        let chains: Vec<_> = masquerade.into_iter().chain(forward).collect();
+        let comment = Some(format!("rules for {}", name.name));
+        (!chains.is_empty()).then_some(Table { name, comment, chains })
+    }
+
+    fn is_enabled(&self, net: &IpNet) -> bool {
+        self.config.networks().any(|network| network.addr().is_ipv4() == net.addr().is_ipv4())
     }
 }
+
+/// The metric of the blackhole route to the own pod subnet: the largest but one, since the kernel's
+/// own IPv6 null route has the largest.
+///
+/// Compatibility: the original asks for no metric. Then IPv4 knows only one route to the subnet, so
+/// that the blackhole cannot be made once `cni0` is up, and `cni0` is cut off where the blackhole
+/// came first. Behind every other route it catches just what nothing else does.
+const BLACKHOLE_METRIC: u32 = u32::MAX - 1;
+
+fn blackhole(own: IpNet) -> Route {
+    Route { destination: own, metric: BLACKHOLE_METRIC, target: Target::Blackhole, protocol: ROUTE_PROTOCOL }
+}
+
+fn claimed_by(rival: &Lease) -> String {
+    let node = match rival.attributes.public_addresses().next() {
+        Some(address) => format!("the node at {address}"),
+        None => "a node without address".to_owned(),
+    };
+    format!(
+        "{} is leased to {node}, which came first; the later claimant must give way (restart flanneld there)",
+        rival.subnets
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -86,8 +86,10 @@ pub fn changes(wanted: &Dataplane, observed: &Observed, ownership: &Ownership, p
     for (family, accepted) in &observed.accepted_forwards {
         let wanted: BTreeSet<_> =
             wanted.accepted_forwards.iter().filter(|net| IpFamily::of(net) == *family).collect();
-        changes.extend(wanted.iter().filter(|net| !accepted.contains(net)).map(|n| Change::AcceptForward(**n)));
-        removals.extend(accepted.iter().filter(|net| !wanted.contains(net)).map(|n| Change::RetractForward(*n)));
+        changes
+            .extend(wanted.iter().filter(|net| !accepted.contains(net)).map(|n| Change::AcceptForward(**n)));
+        removals
+            .extend(accepted.iter().filter(|net| !wanted.contains(net)).map(|n| Change::RetractForward(*n)));
     }
 
     if prune == Prune::Yes {
