@@ -231,6 +231,8 @@ pub struct Repair {
 /// Something that is wrong now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
+    /// What it is about: `kernel`, `subnet file`, `lease`, `interface`, `network`, ...
+    pub topic: String,
     /// Since when.
     pub since: UnixSeconds,
     /// What was attempted and what happened.
