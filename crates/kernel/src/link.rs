@@ -1,0 +1,495 @@
+//! Network devices: list, make, change, delete.
+//!
+//! Source: `net/core/rtnetlink.c`, `include/uapi/linux/if_link.h`, `drivers/net/vxlan/vxlan_core.c`,
+//! `drivers/net/veth.c`.
+
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use fabric::dataplane;
+use fabric::link_name::LinkName;
+use fabric::mac::Mac;
+use rustix::io::Errno;
+
+use crate::error::{Doing, KernelError};
+use crate::netlink::{
+    Answer, Batch, CREATE, EXCL, Encoder, NetlinkError, Socket, attributes, read_ip, read_text, read_u8,
+    read_u16, read_u32,
+};
+
+/// `IFF_UP` in [`Link::flags`]: administratively up.
+pub const UP: u32 = libc::IFF_UP as u32;
+/// `IFF_LOOPBACK` in [`Link::flags`].
+pub const LOOPBACK: u32 = libc::IFF_LOOPBACK as u32;
+/// `IFF_POINTOPOINT` in [`Link::flags`].
+pub const POINT_TO_POINT: u32 = libc::IFF_POINTOPOINT as u32;
+/// `IFF_RUNNING` in [`Link::flags`]: operational.
+pub const RUNNING: u32 = libc::IFF_RUNNING as u32;
+/// `IFF_PROMISC` in [`Link::flags`].
+pub const PROMISCUOUS: u32 = libc::IFF_PROMISC as u32;
+
+const IFLA_VXLAN_ID: u16 = 1;
+const IFLA_VXLAN_LINK: u16 = 3;
+const IFLA_VXLAN_LOCAL: u16 = 4;
+const IFLA_VXLAN_TTL: u16 = 5;
+const IFLA_VXLAN_TOS: u16 = 6;
+const IFLA_VXLAN_LEARNING: u16 = 7;
+const IFLA_VXLAN_PROXY: u16 = 11;
+const IFLA_VXLAN_RSC: u16 = 12;
+const IFLA_VXLAN_L2MISS: u16 = 13;
+const IFLA_VXLAN_L3MISS: u16 = 14;
+const IFLA_VXLAN_PORT: u16 = 15;
+const IFLA_VXLAN_LOCAL6: u16 = 17;
+const IFLA_VXLAN_UDP_ZERO_CSUM6_TX: u16 = 19;
+const IFLA_VXLAN_UDP_ZERO_CSUM6_RX: u16 = 20;
+const IFLA_VXLAN_GBP: u16 = 23;
+const VETH_INFO_PEER: u16 = 1;
+
+/// A device as the kernel describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// The kernel's number for it.
+    pub index: u32,
+    /// Its name.
+    pub name: LinkName,
+    /// `IFF_*` bits.
+    pub flags: u32,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Its Ethernet address, if it has one of six octets.
+    pub mac: Option<Mac>,
+    /// The device below it, or the other end of a veth (which may be in another namespace).
+    pub lower: Option<u32>,
+    /// The bridge or bond that it belongs to.
+    pub master: Option<u32>,
+    /// Its operational state.
+    pub operational: Operational,
+    /// What it is.
+    pub kind: Kind,
+}
+
+impl Link {
+    /// Whether it is administratively up.
+    pub fn is_up(&self) -> bool {
+        self.flags & UP != 0
+    }
+}
+
+/// What a device is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// A VXLAN device.
+    Vxlan(Vxlan),
+    /// A bridge, with its VLAN filtering; none where the kernel has none.
+    Bridge {
+        /// Whether frames are filtered by VLAN.
+        vlan_filtering: bool,
+    },
+    /// Anything else, by the kernel's name for it; empty for a hardware device.
+    Other(String),
+}
+
+impl Kind {
+    /// The kernel's name for the kind, such as `vxlan`, `bridge`, `veth`.
+    pub fn name(&self) -> &str {
+        match self {
+            Kind::Vxlan(_) => "vxlan",
+            Kind::Bridge { .. } => "bridge",
+            Kind::Other(name) => name,
+        }
+    }
+}
+
+/// The parameters of an existing VXLAN device.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Vxlan {
+    /// The VXLAN network identifier.
+    pub vni: u32,
+    /// The index of the lower device.
+    pub underlay: Option<u32>,
+    /// The tunnel's own address.
+    pub local: Option<IpAddr>,
+    /// The UDP port.
+    pub port: u16,
+    /// Whether source addresses are learned from packets.
+    pub learning: bool,
+    /// Whether the group policy extension is on.
+    pub gbp: bool,
+}
+
+/// Operational state of a device (RFC 2863 `ifOperStatus`, `IF_OPER_*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Operational {
+    /// The driver does not say; common for virtual devices that work.
+    #[default]
+    Unknown,
+    /// It passes packets.
+    Up,
+    /// It does not, for this `IF_OPER_*` reason.
+    NotUp(u8),
+}
+
+/// The number of a device, if there is one of that name in the socket's namespace.
+///
+/// Asked by SIOCGIFINDEX, which needs no RTNL: it does not wait for a device that is being deleted
+/// elsewhere, and sees that device gone at once.
+pub fn index(socket: &Socket, name: LinkName) -> Result<Option<u32>, KernelError> {
+    match rustix::net::netdevice::name_to_index(socket, name.as_str()) {
+        Ok(index) => Ok(Some(index)),
+        Err(Errno::NODEV) => Ok(None),
+        Err(errno) => Err(KernelError::system(format!("look up device {name}"), errno)),
+    }
+}
+
+/// Whether there is a device of that name, see [`index`].
+pub fn exists(socket: &Socket, name: LinkName) -> Result<bool, KernelError> {
+    index(socket, name).map(|found| found.is_some())
+}
+
+/// All devices of the socket's namespace.
+pub fn list(socket: &mut Socket) -> Result<Vec<Link>, KernelError> {
+    socket
+        .dump(
+            libc::RTM_GETLINK,
+            |body| header(body, 0, 0, 0),
+            |links: &mut Vec<Link>, answer| {
+                links.extend(decode(answer)?);
+                Ok(())
+            },
+        )
+        .doing(|| "list devices".to_owned())
+}
+
+/// The device of that name.
+pub fn by_name(socket: &mut Socket, name: LinkName) -> Result<Option<Link>, KernelError> {
+    one(
+        socket,
+        || format!("look up device {name}"),
+        |body| {
+            header(body, 0, 0, 0);
+            body.text(libc::IFLA_IFNAME, name.as_str());
+        },
+    )
+}
+
+/// The device of that number.
+pub fn by_index(socket: &mut Socket, index: u32) -> Result<Option<Link>, KernelError> {
+    one(socket, || format!("look up device number {index}"), |body| header(body, index, 0, 0))
+}
+
+fn one(
+    socket: &mut Socket,
+    doing: impl FnOnce() -> String,
+    body: impl FnOnce(&mut Encoder),
+) -> Result<Option<Link>, KernelError> {
+    let asked = socket.ask(libc::RTM_GETLINK, 0, body, |found: &mut Option<Link>, answer| {
+        *found = decode(answer)?;
+        Ok(())
+    });
+    match asked {
+        Err(error) if error.errno() == Some(Errno::NODEV) => Ok(None),
+        other => other.doing(doing),
+    }
+}
+
+/// Makes a VXLAN device as the original flannel does, and sets it up in the same step.
+///
+/// Refused with EEXIST where a device of that name exists.
+pub fn create_vxlan(socket: &mut Socket, link: &dataplane::Link, underlay: u32) -> Result<(), KernelError> {
+    let dataplane::LinkKind::Vxlan(vxlan) = &link.kind;
+    create(
+        socket,
+        || format!("create vxlan device {}", link.name),
+        |body| {
+            header(body, 0, UP, UP);
+            body.text(libc::IFLA_IFNAME, link.name.as_str());
+            if link.mtu > 0 {
+                body.u32(libc::IFLA_MTU, link.mtu);
+            }
+            body.u32(libc::IFLA_TXQLEN, 0);
+            body.attribute(libc::IFLA_ADDRESS, &link.mac.0);
+            link_info(body, "vxlan", |body| {
+                body.u32(IFLA_VXLAN_ID, vxlan.vni);
+                body.u32(IFLA_VXLAN_LINK, underlay);
+                let local = if vxlan.local.is_ipv4() { IFLA_VXLAN_LOCAL } else { IFLA_VXLAN_LOCAL6 };
+                body.ip(local, vxlan.local);
+                // Compatibility: the original writes all of these, at their defaults.
+                for kind in [IFLA_VXLAN_TTL, IFLA_VXLAN_TOS] {
+                    body.u8(kind, 0);
+                }
+                body.u8(IFLA_VXLAN_LEARNING, u8::from(vxlan.learning));
+                for kind in [
+                    IFLA_VXLAN_PROXY,
+                    IFLA_VXLAN_RSC,
+                    IFLA_VXLAN_L2MISS,
+                    IFLA_VXLAN_L3MISS,
+                    IFLA_VXLAN_UDP_ZERO_CSUM6_TX,
+                    IFLA_VXLAN_UDP_ZERO_CSUM6_RX,
+                ] {
+                    body.u8(kind, 0);
+                }
+                if vxlan.gbp {
+                    body.flag(IFLA_VXLAN_GBP);
+                }
+                if let Some(port) = vxlan.port {
+                    body.be16(IFLA_VXLAN_PORT, port);
+                }
+            });
+        },
+    )
+}
+
+/// A pair of connected devices, one here, the other in another namespace.
+#[derive(Debug, Clone, Copy)]
+pub struct Veth<'a> {
+    /// The end in the socket's namespace.
+    pub name: LinkName,
+    /// The Ethernet address of this end; the kernel picks one if none.
+    pub mac: Option<Mac>,
+    /// The MTU of both ends; the kernel's default if none.
+    pub mtu: Option<u32>,
+    /// The bridge that this end is put on.
+    pub master: Option<u32>,
+    /// The name of the other end.
+    pub peer_name: LinkName,
+    /// The Ethernet address of the other end; the kernel picks one if none.
+    pub peer_mac: Option<Mac>,
+    /// The namespace of the other end.
+    pub peer_namespace: BorrowedFd<'a>,
+}
+
+/// Makes both ends of a veth pair in one step, each in its own namespace. This end is up after; the
+/// other one the kernel only lets be set up once the pair is connected, in its own namespace.
+///
+/// Refused with EEXIST where either name is taken.
+pub fn create_veth(socket: &mut Socket, veth: &Veth<'_>) -> Result<(), KernelError> {
+    let doing = || format!("create veth {} with peer {}", veth.name, veth.peer_name);
+    create(socket, doing, |body| {
+        header(body, 0, UP, UP);
+        veth_end(body, veth.name, veth.mac, veth.mtu);
+        if let Some(master) = veth.master {
+            body.u32(libc::IFLA_MASTER, master);
+        }
+        link_info(body, "veth", |body| {
+            body.nest(VETH_INFO_PEER, |body| {
+                header(body, 0, 0, 0);
+                veth_end(body, veth.peer_name, veth.peer_mac, veth.mtu);
+                body.u32(libc::IFLA_NET_NS_FD, veth.peer_namespace.as_fd().as_raw_fd() as u32);
+            });
+        });
+    })
+}
+
+fn veth_end(body: &mut Encoder, name: LinkName, mac: Option<Mac>, mtu: Option<u32>) {
+    body.text(libc::IFLA_IFNAME, name.as_str());
+    if let Some(mac) = mac {
+        body.attribute(libc::IFLA_ADDRESS, &mac.0);
+    }
+    if let Some(mtu) = mtu {
+        body.u32(libc::IFLA_MTU, mtu);
+    }
+}
+
+/// Makes a dummy device: one that swallows what is sent through it. Tests stand on it.
+pub fn create_dummy(socket: &mut Socket, name: LinkName) -> Result<(), KernelError> {
+    create(
+        socket,
+        || format!("create dummy device {name}"),
+        |body| {
+            header(body, 0, UP, UP);
+            body.text(libc::IFLA_IFNAME, name.as_str());
+            link_info(body, "dummy", |_| ());
+        },
+    )
+}
+
+pub(crate) fn create(
+    socket: &mut Socket,
+    doing: impl FnOnce() -> String,
+    body: impl FnOnce(&mut Encoder),
+) -> Result<(), KernelError> {
+    socket.request(libc::RTM_NEWLINK, CREATE | EXCL, body).doing(doing)
+}
+
+pub(crate) fn link_info(body: &mut Encoder, kind: &str, data: impl FnOnce(&mut Encoder)) {
+    body.nest(libc::IFLA_LINKINFO, |body| {
+        body.text(libc::IFLA_INFO_KIND, kind);
+        body.nest(libc::IFLA_INFO_DATA, data);
+    });
+}
+
+/// Deletes a device. That there is none is no error.
+pub fn delete(socket: &mut Socket, index: u32) -> Result<(), KernelError> {
+    match socket.request(libc::RTM_DELLINK, 0, |body| header(body, index, 0, 0)) {
+        Err(error) if error.errno() == Some(Errno::NODEV) => Ok(()),
+        other => other.doing(|| format!("delete device number {index}")),
+    }
+}
+
+/// Deletes a device by its name. That there is none is no error.
+///
+/// The kernel waits for an RCU grace period (about 20 ms) before it answers; the device has
+/// disappeared from every look-up before that.
+pub fn delete_by_name(socket: &mut Socket, name: LinkName) -> Result<(), KernelError> {
+    let deleted = socket.request(libc::RTM_DELLINK, 0, |body| {
+        header(body, 0, 0, 0);
+        body.text(libc::IFLA_IFNAME, name.as_str());
+    });
+    match deleted {
+        Err(error) if error.errno() == Some(Errno::NODEV) => Ok(()),
+        other => other.doing(|| format!("delete device {name}")),
+    }
+}
+
+/// Sets a device up.
+pub fn set_up(socket: &mut Socket, index: u32) -> Result<(), KernelError> {
+    set_flags(socket, index, UP, UP, "up")
+}
+
+/// Sets a device down.
+pub fn set_down(socket: &mut Socket, index: u32) -> Result<(), KernelError> {
+    set_flags(socket, index, 0, UP, "down")
+}
+
+/// Sets whether a device takes frames addressed to others.
+pub fn set_promiscuous(socket: &mut Socket, index: u32, on: bool) -> Result<(), KernelError> {
+    let flags = if on { PROMISCUOUS } else { 0 };
+    set_flags(socket, index, flags, PROMISCUOUS, if on { "promiscuous" } else { "not promiscuous" })
+}
+
+fn set_flags(socket: &mut Socket, index: u32, flags: u32, mask: u32, what: &str) -> Result<(), KernelError> {
+    socket
+        .request(libc::RTM_NEWLINK, 0, |body| header(body, index, flags, mask))
+        .doing(|| format!("set device number {index} {what}"))
+}
+
+/// Sets a device's MTU.
+pub fn set_mtu(socket: &mut Socket, index: u32, mtu: u32) -> Result<(), KernelError> {
+    change(socket, index, || format!("mtu {mtu}"), |body| body.u32(libc::IFLA_MTU, mtu))
+}
+
+/// Sets a device's Ethernet address.
+pub fn set_mac(socket: &mut Socket, index: u32, mac: Mac) -> Result<(), KernelError> {
+    change(socket, index, || format!("address {mac}"), |body| body.attribute(libc::IFLA_ADDRESS, &mac.0))
+}
+
+/// Puts a device on a bridge, or takes it off.
+pub fn set_master(socket: &mut Socket, index: u32, master: Option<u32>) -> Result<(), KernelError> {
+    let doing = || match master {
+        Some(master) => format!("master number {master}"),
+        None => "nomaster".to_owned(),
+    };
+    change(socket, index, doing, |body| body.u32(libc::IFLA_MASTER, master.unwrap_or(0)))
+}
+
+/// Renames a device.
+pub fn set_name(socket: &mut Socket, index: u32, name: LinkName) -> Result<(), KernelError> {
+    change(socket, index, || format!("name {name}"), |body| body.text(libc::IFLA_IFNAME, name.as_str()))
+}
+
+/// Moves a device to another network namespace; addresses and routes on it are lost.
+pub fn set_namespace(socket: &mut Socket, index: u32, namespace: BorrowedFd<'_>) -> Result<(), KernelError> {
+    let fd = namespace.as_raw_fd() as u32;
+    change(socket, index, || "netns".to_owned(), |body| body.u32(libc::IFLA_NET_NS_FD, fd))
+}
+
+fn change(
+    socket: &mut Socket,
+    index: u32,
+    what: impl FnOnce() -> String,
+    attribute: impl FnOnce(&mut Encoder),
+) -> Result<(), KernelError> {
+    socket
+        .request(libc::RTM_NEWLINK, 0, |body| {
+            header(body, index, 0, 0);
+            attribute(body);
+        })
+        .doing(|| format!("set device number {index} {}", what()))
+}
+
+/// Adds messages to a batch that set a device's MTU, Ethernet address and flags.
+pub(crate) fn push_change(batch: &mut Batch, index: u32, flags: u32, attribute: impl FnOnce(&mut Encoder)) {
+    batch.push(libc::RTM_NEWLINK, 0, |body| {
+        header(body, index, flags, flags);
+        attribute(body);
+    });
+}
+
+/// `struct ifinfomsg`
+pub(crate) fn header(body: &mut Encoder, index: u32, flags: u32, mask: u32) {
+    family_header(body, libc::AF_UNSPEC as u8, index, flags, mask);
+}
+
+pub(crate) fn family_header(body: &mut Encoder, family: u8, index: u32, flags: u32, mask: u32) {
+    body.put(&[family, 0, 0, 0]);
+    body.put(&index.to_ne_bytes());
+    body.put(&flags.to_ne_bytes());
+    body.put(&mask.to_ne_bytes());
+}
+
+/// Reads an `RTM_NEWLINK`; none for other messages and for devices with a name that is no text.
+pub(crate) fn decode(answer: Answer<'_>) -> Result<Option<Link>, NetlinkError> {
+    if answer.kind != libc::RTM_NEWLINK {
+        return Ok(None);
+    }
+    let short = NetlinkError::Malformed("a device message is too short");
+    let (Some(index), Some(flags)) = (read_u32(answer.payload, 4), read_u32(answer.payload, 8)) else {
+        return Err(short);
+    };
+    let (mut name, mut mtu, mut mac, mut lower, mut master) = (None, 0, None, None, None);
+    let mut operational = Operational::Unknown;
+    let mut kind = Kind::Other(String::new());
+    for (attribute, value) in attributes(answer.payload.get(16..).ok_or(short)?) {
+        match attribute {
+            libc::IFLA_IFNAME => name = read_text(value).parse().ok(),
+            libc::IFLA_MTU => mtu = read_u32(value, 0).unwrap_or(0),
+            libc::IFLA_ADDRESS => mac = value.try_into().ok().map(Mac),
+            libc::IFLA_LINK => lower = read_u32(value, 0).filter(|index| *index != 0),
+            libc::IFLA_MASTER => master = read_u32(value, 0).filter(|index| *index != 0),
+            libc::IFLA_OPERSTATE => {
+                operational = match read_u8(value, 0) {
+                    None | Some(0) => Operational::Unknown,
+                    Some(6) => Operational::Up,
+                    Some(other) => Operational::NotUp(other),
+                }
+            }
+            libc::IFLA_LINKINFO => kind = decode_kind(value),
+            _ => {}
+        }
+    }
+    Ok(name.map(|name| Link { index, name, flags, mtu, mac, lower, master, operational, kind }))
+}
+
+fn decode_kind(info: &[u8]) -> Kind {
+    let find = |wanted| attributes(info).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+    let name = find(libc::IFLA_INFO_KIND).map(read_text).unwrap_or_default();
+    let data = find(libc::IFLA_INFO_DATA).unwrap_or_default();
+    match name.as_str() {
+        "vxlan" => Kind::Vxlan(decode_vxlan(data)),
+        "bridge" => {
+            let filtering = attributes(data)
+                .find(|(kind, _)| *kind == crate::bridge::IFLA_BR_VLAN_FILTERING)
+                .and_then(|(_, value)| read_u8(value, 0));
+            Kind::Bridge { vlan_filtering: filtering == Some(1) }
+        }
+        _ => Kind::Other(name),
+    }
+}
+
+fn decode_vxlan(data: &[u8]) -> Vxlan {
+    let mut vxlan = Vxlan::default();
+    for (kind, value) in attributes(data) {
+        match kind {
+            IFLA_VXLAN_ID => vxlan.vni = read_u32(value, 0).unwrap_or(0),
+            IFLA_VXLAN_LINK => vxlan.underlay = read_u32(value, 0).filter(|index| *index != 0),
+            IFLA_VXLAN_LOCAL | IFLA_VXLAN_LOCAL6 => {
+                vxlan.local = read_ip(value).filter(|ip| !ip.is_unspecified());
+            }
+            IFLA_VXLAN_PORT => vxlan.port = read_u16(value, 0).map_or(0, u16::from_be),
+            IFLA_VXLAN_LEARNING => vxlan.learning = read_u8(value, 0) == Some(1),
+            IFLA_VXLAN_GBP => vxlan.gbp = true,
+            _ => {}
+        }
+    }
+    vxlan
+}
