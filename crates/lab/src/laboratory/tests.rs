@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use lab::{Binaries, Families, Lab, Ping, Topology, permitted, wait_for};
+use crate::{Binaries, Families, Lab, Ping, Topology, permitted, wait_for};
 
 /// A lab whose daemon does nothing; none where namespaces may not be made.
 fn lab(topology: Topology) -> Option<Lab> {

@@ -1,0 +1,63 @@
+# The verbs of this repository. `make` alone lists them.
+
+CARGO   ?= cargo
+PREFIX  ?= /usr/local
+CNI_BIN ?= /opt/cni/bin
+DESTDIR ?=
+
+TARGET  := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+RELEASE := target/$(TARGET)/release
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+DIST    := flannel-rs-$(VERSION)-$(TARGET)
+# What needs the real kernel: run as root, by sudo, or in a user namespace (see .ci/as-root).
+LAB     := kernel lab flannel-rs-tests
+AS_ROOT := --config 'target."cfg(unix)".runner = "$(CURDIR)/.ci/as-root"'
+
+.PHONY: help setup build demo test test-unit test-lab check bench release install clean
+
+help: ## List the verbs
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '|'
+
+setup: ## Install what tests and benches need, if it is missing (apt-get)
+	@.ci/setup
+
+build: ## Build static release binaries: flanneld, flannel-cni, flannelctl
+	$(CARGO) build --release --bin flanneld --bin flannel-cni --bin flannelctl
+
+demo: build ## Watch three nodes form one pod network, break, and heal
+	@$(RELEASE)/flannelctl lab demo
+
+test: test-unit test-lab ## Run all tests
+
+test-unit: ## Run the tests that need nothing
+	$(CARGO) test --workspace $(LAB:%=--exclude %)
+
+test-lab: setup ## Run the tests that need the real kernel: network namespaces, etcd
+	$(CARGO) build --workspace --bins
+	$(CARGO) $(AS_ROOT) test --no-fail-fast $(LAB:%=-p %)
+
+check: ## Check formatting, lints and documentation
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --document-private-items
+
+release: build ## Pack the release binaries into dist/
+	@rm -rf dist/$(DIST) && mkdir -p dist/$(DIST)
+	@cp $(RELEASE)/flanneld $(RELEASE)/flannel-cni $(RELEASE)/flannelctl dist/$(DIST)/
+	@cp LICENSE README.md CHANGELOG.md deploy/flanneld.service dist/$(DIST)/
+	@tar -C dist -czf dist/$(DIST).tar.gz $(DIST)
+	@ls -l dist/$(DIST) dist/$(DIST).tar.gz
+
+install: ## Install the release binaries, plugins and systemd unit (PREFIX, CNI_BIN, DESTDIR)
+	install -D -t $(DESTDIR)$(PREFIX)/bin $(RELEASE)/flanneld $(RELEASE)/flannelctl
+	install -D -t $(DESTDIR)$(CNI_BIN) $(RELEASE)/flannel-cni
+	@# Plugins that are there already are left alone: flannel runs whatever bridge it finds.
+	@for plugin in flannel bridge host-local loopback; do \
+	  link=$(DESTDIR)$(CNI_BIN)/$$plugin; \
+	  if [ -e "$$link" ] && [ ! -L "$$link" ]; then echo "kept $$link, which is not ours"; \
+	  else ln -sf flannel-cni "$$link"; fi; done
+	install -D -m 644 deploy/flanneld.service $(DESTDIR)/etc/systemd/system/flanneld.service
+
+clean: ## Remove everything that was built
+	$(CARGO) clean
+	rm -rf dist
