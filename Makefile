@@ -16,7 +16,7 @@ AS_ROOT := --config 'target."cfg(unix)".runner = "$(CURDIR)/.ci/as-root"'
 .PHONY: help setup build demo test test-unit test-lab check bench release install clean
 
 help: ## List the verbs
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## Install what tests and benches need, if it is missing (apt-get)
 	@.ci/setup
