@@ -1,1 +1,21 @@
-//! benches
+//! What the benches share: the agents under test, a rig to run them in, a real etcd, a watch on the
+//! kernel's routes, and tables of results.
+//!
+//! Each binary below `src/bin` measures one group of figures and prints one Markdown table. With
+//! `FLANNEL_ORIGINAL=/path/to/flanneld` (and `CNI_ORIGINAL=/directory/of/plugins`) in the
+//! environment the original runs through the very same steps and the table gets a column for it;
+//! trust the ratio of the two columns more than either.
+
+#![forbid(unsafe_code)]
+
+mod agent;
+mod etcd;
+mod report;
+mod rig;
+mod routes;
+
+pub use agent::{Agent, Running, agents, cni_directories};
+pub use etcd::Etcd;
+pub use report::{Report, Samples, heading};
+pub use rig::{Node, Rig};
+pub use routes::RouteWatch;

@@ -1,0 +1,101 @@
+//! The programs under test: ours, and the original where the environment names it.
+
+use std::env;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use lab::{Binaries, Process, wait_for};
+use rustix::process::Signal;
+
+use crate::rig::Node;
+
+/// A flanneld.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Agent {
+    /// `ours` or `original`, the heading of its column.
+    pub name: &'static str,
+    program: PathBuf,
+}
+
+/// A flanneld that runs on a node. Dropping it kills it.
+#[derive(Debug)]
+pub struct Running {
+    process: Process,
+}
+
+/// Ours first, then the original if `FLANNEL_ORIGINAL` names it.
+pub fn agents() -> Result<Vec<Agent>> {
+    let mut agents = vec![Agent { name: "ours", program: Binaries::find()?.flanneld }];
+    if let Some(program) = env::var_os("FLANNEL_ORIGINAL").map(PathBuf::from) {
+        if !program.is_file() {
+            bail!("FLANNEL_ORIGINAL={}: there is no such program", program.display());
+        }
+        agents.push(Agent { name: "original", program });
+    }
+    Ok(agents)
+}
+
+/// Directories with the plugins `flannel`, `bridge`, `host-local`, `loopback` and `portmap`: ours (made
+/// of links to the multi-call binary, below `scratch`), then the original's if `CNI_ORIGINAL` names it.
+pub fn cni_directories(scratch: &Path) -> Result<Vec<(&'static str, PathBuf)>> {
+    let ours = scratch.join("cni-bin");
+    fs::create_dir_all(&ours)?;
+    for plugin in ["flannel", "bridge", "host-local", "loopback", "portmap"] {
+        symlink(Binaries::find()?.flannel_cni, ours.join(plugin))?;
+    }
+    let mut directories = vec![("ours", ours)];
+    if let Some(original) = env::var_os("CNI_ORIGINAL").map(PathBuf::from) {
+        if !original.join("flannel").is_file() {
+            bail!("CNI_ORIGINAL={}: there is no plugin flannel in it", original.display());
+        }
+        directories.push(("original", original));
+    }
+    Ok(directories)
+}
+
+impl Agent {
+    /// Starts it on a node, against the rig's etcd.
+    pub fn start(&self, node: &Node, flags: &[&str]) -> Result<Running> {
+        let mut command = vec![
+            self.program.display().to_string(),
+            format!("--etcd-endpoints={}", node.etcd_endpoint()),
+            format!("--subnet-file={}", node.subnet_file().display()),
+            "--iface=eth0".to_owned(),
+        ];
+        command.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        let log = node.directory().join(format!("{}.log", self.name));
+        Ok(Running { process: Process::spawn(node.namespace(), &command, &log)? })
+    }
+
+    /// Starts it and waits until it has written `subnet.env`.
+    pub fn start_ready(&self, node: &Node, flags: &[&str]) -> Result<Running> {
+        let file = node.subnet_file();
+        let _ = fs::remove_file(&file);
+        let running = self.start(node, flags)?;
+        wait_for("subnet.env", Duration::from_secs(30), || fs::metadata(&file).context("not there"))
+            .with_context(|| format!("see the log of {} in {}", self.name, node.directory().display()))?;
+        Ok(running)
+    }
+}
+
+impl Running {
+    /// Resident memory in megabytes (10⁶).
+    pub fn resident_megabytes(&self) -> Result<f64> {
+        #[expect(clippy::cast_precision_loss, reason = "a few megabytes fit a double")]
+        Ok(self.process.resident_memory()? as f64 / 1e6)
+    }
+
+    /// Kills it the hard way.
+    pub fn kill(mut self) -> Result<()> {
+        self.process.end(Signal::KILL, Duration::from_secs(5))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.process.end(Signal::KILL, Duration::from_secs(5));
+    }
+}

@@ -1,0 +1,91 @@
+//! How fast the kernel follows the leases: cold start, one more lease, a thousand at once; and memory.
+//!
+//! One node in a namespace, vxlan, a real etcd in another. Leases of peers that do not exist are
+//! written straight into etcd; a route counts when the kernel announces it over netlink.
+
+use std::net::Ipv4Addr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use flannel_rs_benches::{Agent, Report, Rig, RouteWatch, Samples, agents, heading};
+
+const NET_CONF: &str =
+    r#"{"Network":"10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.200.0.0","Backend":{"Type":"vxlan"}}"#;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn main() -> Result<()> {
+    heading("Convergence: one node, vxlan, IPv4, etcd")?;
+    let mut report = Report::default();
+    for agent in agents()? {
+        for peers in [1_000, 10_000] {
+            measure(&agent, peers, &mut report)
+                .with_context(|| format!("measuring {} with {peers} leases", agent.name))?;
+        }
+    }
+    report.print()
+}
+
+fn measure(agent: &Agent, peers: u16, report: &mut Report) -> Result<()> {
+    let mut rig = Rig::new(1, NET_CONF)?;
+    let all: Vec<(String, String)> = (0..peers).map(lease).collect();
+    for some in all.chunks(2_000) {
+        rig.etcd().put_all_leased(some)?;
+    }
+    let mut watch = RouteWatch::new(rig.node(1).namespace())?;
+
+    let start = Instant::now();
+    let running = agent.start(rig.node(1), &["--ip-masq"])?;
+    let converged = watch.count(usize::from(peers), PATIENCE)?;
+    report.set_duration(&format!("cold start to all routes, {peers} leases"), agent.name, converged - start);
+
+    // Let it finish whatever it does after the last route, as it would have before the next lease.
+    thread::sleep(Duration::from_secs(3));
+    let resident = format!("{:.1} MB", running.resident_megabytes()?);
+    report.set(&format!("resident memory, {peers} leases"), agent.name, resident);
+
+    let (mut until_route, mut until_answer) = (Samples::default(), Samples::default());
+    for number in peers..peers + 60 {
+        watch.forget()?;
+        let start = Instant::now();
+        rig.etcd().put_leased(&lease(number))?;
+        until_answer.push(start.elapsed());
+        until_route.push(watch.one(subnet(number), PATIENCE)?.saturating_duration_since(start));
+        thread::sleep(Duration::from_millis(50));
+    }
+    let row = format!("one more lease to its route, {peers} present, p50 (worst) of 60");
+    report.set(&row, agent.name, until_route.median_and_worst());
+    let row = format!("— of which until etcd itself answered the put, {peers} present");
+    report.set(&row, agent.name, until_answer.median_and_worst());
+
+    let more: Vec<(String, String)> = (peers + 60..peers + 1_060).map(lease).collect();
+    watch.forget()?;
+    let start = Instant::now();
+    rig.etcd().put_all_leased(&more)?;
+    let answered = start.elapsed();
+    let converged = watch.count(1_000, PATIENCE)?;
+    report.set_duration(
+        &format!("1,000 more leases at once, {peers} present"),
+        agent.name,
+        converged - start,
+    );
+    let row = format!("— of which until etcd itself answered the transaction, {peers} present");
+    report.set_duration(&row, agent.name, answered);
+    Ok(())
+}
+
+/// The subnet of peer `number`, from 0.
+fn subnet(number: u16) -> Ipv4Addr {
+    let [high, low] = (number + 256).to_be_bytes();
+    Ipv4Addr::new(10, high, low, 0)
+}
+
+/// Key and value of the lease of peer `number`.
+fn lease(number: u16) -> (String, String) {
+    let [high, low] = number.to_be_bytes();
+    let key = format!("/coreos.com/network/subnets/{}-24", subnet(number));
+    let value = format!(
+        r#"{{"PublicIP":"172.16.{high}.{low}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"0e:00:00:01:{high:02x}:{low:02x}"}}}}"#
+    );
+    (key, value)
+}
