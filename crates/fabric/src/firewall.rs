@@ -161,7 +161,8 @@ pub enum Match {
     DestinationPort(u8, u16),
     /// `fib daddr type local`
     DestinationIsLocal,
-    /// `ct state`, bits of `NF_CT_STATE_BIT` as nft encodes them (established 2, related 4, new 8)
+    /// `ct state`, bits of `NF_CT_STATE_BIT` as nft encodes them (invalid 1, established 2, related 4,
+    /// new 8)
     ConnectionState(u32),
     /// Something this program does not write; equal to nothing that it wants.
     Foreign(String),
@@ -252,7 +253,7 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "table {} {{", self.name)?;
         if let Some(comment) = &self.comment {
-            writeln!(f, "\tcomment \"{comment}\"\n")?;
+            writeln!(f, "\tcomment \"{comment}\"")?;
         }
         for (at, chain) in self.chains.iter().enumerate() {
             if at > 0 {
@@ -390,7 +391,7 @@ impl fmt::Display for Match {
             }
             Match::DestinationIsLocal => f.write_str("fib daddr type local"),
             Match::ConnectionState(bits) => {
-                let names = [(2, "established"), (4, "related"), (8, "new"), (1, "invalid")];
+                let names = [(1, "invalid"), (2, "established"), (4, "related"), (8, "new")];
                 let set: Vec<&str> =
                     names.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, name)| *name).collect();
                 write!(f, "ct state {}", set.join(","))

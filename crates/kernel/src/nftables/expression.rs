@@ -32,6 +32,8 @@ const FIB_RESULT_TYPE: u32 = 3;
 const FIB_DESTINATION: u32 = 1 << 1;
 /// `NFT_NAT_DNAT`
 const NAT_DESTINATION: u32 = 1;
+/// `NF_NAT_RANGE_MAP_IPS`
+const NAT_RANGE_MAP_IPS: u32 = 1;
 /// `NFT_CMP_EQ`, `NFT_CMP_NEQ`
 const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
@@ -301,11 +303,14 @@ impl Expression {
             "immediate" => Some(Expression::Value(number(1)?, value(2)?)),
             "counter" => Some(Expression::Counter),
             "masq" if only(data, &[1]) => Some(Expression::Masquerade(number(1).unwrap_or(0))),
-            "nat" if number(1)? == NAT_DESTINATION && number(3)? == REGISTER_1 && number(5)? == REGISTER_2 => {
+            "nat"
+                if number(1)? == NAT_DESTINATION && number(3)? == REGISTER_1 && number(5)? == REGISTER_2 =>
+            {
                 // The kernel tells the end of a range too, which is its beginning where there is none.
                 let range = |end, begin| number(end).is_none_or(|end| Some(end) == number(begin));
-                (range(4, 3) && range(6, 5))
-                    .then_some(Expression::DestinationNat(number(2)?, number(7).unwrap_or(0)))
+                // It also sets the flag that there is an address, which nobody has to write.
+                let flags = number(7).unwrap_or(0) & !NAT_RANGE_MAP_IPS;
+                (range(4, 3) && range(6, 5)).then_some(Expression::DestinationNat(number(2)?, flags))
             }
             "match" => {
                 let known = find(data, 1).map(read_text)? == "comment";

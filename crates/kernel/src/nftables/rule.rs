@@ -132,8 +132,7 @@ impl Encoder {
             Match::Mark { mask, value } => {
                 self.out.push(Expression::Load(Key::Mark));
                 if let Some(mask) = mask {
-                    self.out
-                        .push(Expression::Bitwise { mask: mask.to_ne_bytes().to_vec(), xor: vec![0; 4] });
+                    self.out.push(Expression::Bitwise { mask: mask.to_ne_bytes().to_vec(), xor: vec![0; 4] });
                 }
                 self.compare(Is::Equal, &value.to_ne_bytes());
             }
@@ -353,12 +352,12 @@ impl Decoder<'_> {
                 };
                 Some(Match::Mark { mask, value: u32_from(value)? })
             }
-            (Expression::Load(Key::NetfilterProtocol), None) if equal && self.protocol.is_none() => {
+            (Expression::Load(Key::NetfilterProtocol), None) if equal && self.protocol_is_open() => {
                 let [protocol @ (NFPROTO_IPV4 | NFPROTO_IPV6)] = value[..] else { return None };
                 self.protocol = Some((protocol, false));
                 None
             }
-            (Expression::Load(Key::Protocol), None) if equal && self.protocol.is_none() => {
+            (Expression::Load(Key::Protocol), None) if equal && self.protocol_is_open() => {
                 let protocol = match <[u8; 2]>::try_from(value.as_slice()).ok()? {
                     ETHERTYPE_IPV4 => NFPROTO_IPV4,
                     ETHERTYPE_IPV6 => NFPROTO_IPV6,
@@ -400,6 +399,12 @@ impl Decoder<'_> {
         };
         self.rest = after;
         Some(found)
+    }
+
+    /// Whether a comparison with the IP version can begin here: one that nothing made use of would
+    /// be forgotten.
+    fn protocol_is_open(&self) -> bool {
+        self.protocol.is_none_or(|(_, used)| used)
     }
 
     /// A comparison with part of the packet.

@@ -1,0 +1,12 @@
+//! Firewalls, held against the real programs: nft, iptables, iptables-legacy.
+//!
+//! Each test has a network namespace of its own, which goes away with the test's thread.
+
+#![allow(missing_docs, reason = "tests")]
+
+#[cfg(any())]
+mod iptables;
+mod namespace;
+mod nftables;
+#[cfg(any())]
+mod takeover;
