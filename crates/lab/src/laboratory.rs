@@ -125,7 +125,7 @@ impl Lab {
         }
         if self.topology.default_route {
             for gateway in self.topology.gateways(segment) {
-                wiring::add_default_route(&node.namespace, gateway)?;
+                wiring::add_default_route(&node.namespace, UNDERLAY, gateway)?;
             }
         }
         node.furnish()

@@ -1,7 +1,6 @@
 //! [`Namespace`]: a network namespace with a name.
 
-use std::fs::{self, File};
-use std::os::fd::AsFd;
+use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::panic;
 use std::path::PathBuf;
@@ -10,8 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use kernel::netns;
 use rustix::process::{Pid, Signal};
-use rustix::thread::LinkNameSpaceType;
 
 use crate::wait::wait_for;
 use crate::wiring;
@@ -25,7 +24,7 @@ pub struct Namespace {
 impl Namespace {
     /// Makes a namespace, its loopback device up.
     pub fn create(name: &str) -> Result<Namespace> {
-        wiring::create_namespace(name).with_context(|| format!("making the network namespace {name}"))?;
+        netns::create_named(name)?;
         let namespace = Namespace { name: name.to_owned() };
         wiring::set_up(&namespace, "lo")?;
         Ok(namespace)
@@ -47,7 +46,7 @@ impl Namespace {
 
     /// The names of all namespaces that begin with `prefix`.
     pub(crate) fn names(prefix: &str) -> Vec<String> {
-        let Ok(entries) = fs::read_dir(wiring::NAMESPACES) else { return Vec::new() };
+        let Ok(entries) = fs::read_dir(netns::DIRECTORY) else { return Vec::new() };
         let mut names: Vec<String> = entries
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
             .filter(|name| name.starts_with(prefix))
@@ -63,23 +62,18 @@ impl Namespace {
 
     /// The file that stands for it: what CNI calls `CNI_NETNS`.
     pub fn path(&self) -> PathBuf {
-        PathBuf::from(wiring::NAMESPACES).join(&self.name)
+        PathBuf::from(netns::DIRECTORY).join(&self.name)
     }
 
     /// Runs `deed` on a thread inside the namespace; sockets it opens and programs it starts are
     /// inside too.
     pub fn within<T: Send>(&self, deed: impl FnOnce() -> T + Send) -> Result<T> {
-        let path = self.path();
-        let file = File::open(&path).with_context(|| format!("opening the namespace {}", path.display()))?;
-        thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                rustix::thread::move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
-                Ok::<T, rustix::io::Errno>(deed())
-            });
-            match thread.join() {
-                Ok(done) => done.with_context(|| format!("entering the namespace {}", path.display())),
-                Err(panic) => panic::resume_unwind(panic),
-            }
+        let namespace = netns::open(&self.path())?;
+        // On a thread of its own, which need not come back.
+        let inside = || namespace.join_for_good().map(|()| deed());
+        thread::scope(|scope| match scope.spawn(inside).join() {
+            Ok(done) => Ok(done?),
+            Err(panic) => panic::resume_unwind(panic),
         })
     }
 
@@ -113,7 +107,7 @@ impl Namespace {
             }
             if pids.is_empty() { Ok(()) } else { bail!("processes {pids:?}") }
         })?;
-        wiring::remove_namespace(&self.name)
+        Ok(netns::remove_named(&self.name)?)
     }
 }
 

@@ -48,7 +48,7 @@ impl Node {
     /// Runs a plugin as a container runtime does: `verb` is ADD, DEL, CHECK, STATUS, GC or VERSION.
     pub fn cni(&self, plugin: &str, verb: &str, pod: &str, config: &Value) -> Result<Output> {
         let container = self.pod_namespace(pod);
-        let netns = Path::new(crate::wiring::NAMESPACES).join(&container);
+        let netns = Path::new(kernel::netns::DIRECTORY).join(&container);
         let interface = if plugin == "loopback" { "lo" } else { "eth0" };
         let attachment = Attachment { container: &container, netns: &netns, interface };
         self.run_plugin(plugin, verb, attachment, config)

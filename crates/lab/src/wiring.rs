@@ -1,35 +1,28 @@
-//! Cables and switches: namespaces, veth pairs, bridges, addresses, default routes.
+//! Cables and switches: veth pairs, bridges, addresses, default routes.
 
-use std::path::Path;
-use std::process::Command;
-
-use anyhow::{Context, Result, bail};
-use ipnet::IpNet;
+use anyhow::{Context, Result};
+use fabric::LinkName;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use kernel::bridge::{self, Bridge};
+use kernel::link::{self, Veth};
+use kernel::netlink::{Protocol, Socket};
+use kernel::route::{self, Route};
+use kernel::{address, netns, sysctl};
 
 use crate::namespace::Namespace;
 
-/// Where `ip netns` keeps the names of namespaces.
-pub(crate) const NAMESPACES: &str = "/run/netns";
-
-pub(crate) fn create_namespace(name: &str) -> Result<()> {
-    ip(&["netns", "add", name])
-}
-
-pub(crate) fn remove_namespace(name: &str) -> Result<()> {
-    ip(&["netns", "delete", name])
-}
-
 pub(crate) fn set_up(namespace: &Namespace, link: &str) -> Result<()> {
-    ip(&["-n", namespace.name(), "link", "set", link, "up"])
+    with_link(namespace, link, |socket, index| Ok(link::set_up(socket, index)?))
 }
 
 pub(crate) fn set_down(namespace: &Namespace, link: &str) -> Result<()> {
-    ip(&["-n", namespace.name(), "link", "set", link, "down"])
+    with_link(namespace, link, |socket, index| Ok(link::set_down(socket, index)?))
 }
 
+/// A bridge that is up.
 pub(crate) fn create_bridge(namespace: &Namespace, name: &str, mtu: u32) -> Result<()> {
-    ip(&["-n", namespace.name(), "link", "add", name, "mtu", &mtu.to_string(), "type", "bridge"])?;
-    set_up(namespace, name)
+    let bridge = Bridge { mtu: Some(mtu), ..Bridge::named(link_name(name)) };
+    with_socket(namespace, |socket| Ok(bridge::create_bridge(socket, &bridge)?))
 }
 
 /// A cable from `port` on the bridge of `switch` to `link` in `node`, both ends up.
@@ -38,57 +31,41 @@ pub(crate) fn connect(
     (node, link): (&Namespace, &str),
     mtu: u32,
 ) -> Result<()> {
-    let mtu = mtu.to_string();
-    ip(&[
-        "-n",
-        switch.name(),
-        "link",
-        "add",
-        port,
-        "mtu",
-        &mtu,
-        "type",
-        "veth",
-        "peer",
-        "name",
-        link,
-        "mtu",
-        &mtu,
-        "netns",
-        node.name(),
-    ])?;
-    ip(&["-n", switch.name(), "link", "set", port, "master", bridge])?;
-    set_up(switch, port)?;
+    let peer = netns::open(&node.path())?;
+    with_link(switch, bridge, |socket, master| {
+        let veth = Veth {
+            name: link_name(port),
+            mac: None,
+            mtu: Some(mtu),
+            master: Some(master),
+            peer_name: link_name(link),
+            peer_mac: None,
+            peer_namespace: std::os::fd::AsFd::as_fd(&peer),
+        };
+        Ok(link::create_veth(socket, &veth)?)
+    })?;
     set_up(node, link)
 }
 
 pub(crate) fn add_address(namespace: &Namespace, link: &str, net: IpNet) -> Result<()> {
-    let mut args = vec!["-n", namespace.name(), "address", "add"];
-    let text = net.to_string();
-    args.extend([text.as_str(), "dev", link]);
-    if net.addr().is_ipv6() {
-        args.push("nodad");
-    }
-    ip(&args)
+    with_link(namespace, link, |socket, index| Ok(address::add(socket, index, net)?))
 }
 
-pub(crate) fn add_default_route(namespace: &Namespace, gateway: IpNet) -> Result<()> {
-    ip(&["-n", namespace.name(), "route", "add", "default", "via", &gateway.addr().to_string()])
-}
-
-#[expect(clippy::disallowed_methods, reason = "a lab runs the very programs a person would")]
-fn ip(args: &[&str]) -> Result<()> {
-    let output = Command::new("ip").args(args).output().context("running ip")?;
-    if !output.status.success() {
-        bail!("ip {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
+pub(crate) fn add_default_route(namespace: &Namespace, link: &str, gateway: IpNet) -> Result<()> {
+    let everywhere = match gateway {
+        IpNet::V4(_) => IpNet::V4(Ipv4Net::default()),
+        IpNet::V6(_) => IpNet::V6(Ipv6Net::default()),
+    };
+    with_link(namespace, link, |socket, index| {
+        Ok(route::add(socket, &Route::new(everywhere, Some(gateway.addr()), index))?)
+    })
 }
 
 /// The addresses of a link that are not link-local, IPv4 first.
 pub(crate) fn addresses(namespace: &Namespace, link: &str) -> Result<Vec<IpNet>> {
-    let text = namespace.run(&["ip", "-br", "address", "show", "dev", link])?;
-    let mut nets: Vec<IpNet> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    let mut nets: Vec<IpNet> = with_link(namespace, link, |socket, index| {
+        Ok(address::list(socket, Some(index))?.iter().map(|address| address.net).collect())
+    })?;
     nets.retain(|net| !matches!(net, IpNet::V6(net) if net.addr().is_unicast_link_local()));
     nets.sort();
     Ok(nets)
@@ -96,8 +73,28 @@ pub(crate) fn addresses(namespace: &Namespace, link: &str) -> Result<Vec<IpNet>>
 
 /// Writes a file below `/proc/sys` as seen from a namespace.
 pub(crate) fn set_sysctl(namespace: &Namespace, path: &str, value: &str) -> Result<()> {
-    let file = Path::new("/proc/sys").join(path);
-    namespace
-        .within(|| std::fs::write(&file, value))?
-        .with_context(|| format!("writing {value} to {} in {}", file.display(), namespace.name()))
+    Ok(namespace.within(|| sysctl::write(path, value))??)
+}
+
+fn with_link<T: Send>(
+    namespace: &Namespace,
+    link: &str,
+    deed: impl FnOnce(&mut Socket, u32) -> Result<T> + Send,
+) -> Result<T> {
+    with_socket(namespace, |socket| {
+        let index = link::index(socket, link_name(link))?.context("there is no such device")?;
+        deed(socket, index)
+    })
+    .with_context(|| format!("device {link} in {}", namespace.name()))
+}
+
+fn with_socket<T: Send>(
+    namespace: &Namespace,
+    deed: impl FnOnce(&mut Socket) -> Result<T> + Send,
+) -> Result<T> {
+    namespace.within(|| deed(&mut Socket::open(Protocol::Route)?))?
+}
+
+fn link_name(name: &str) -> LinkName {
+    name.parse().expect("a lab names its devices by a word and a small number")
 }
