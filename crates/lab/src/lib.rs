@@ -45,6 +45,7 @@ mod wait;
 mod wiring;
 
 pub use binaries::Binaries;
+pub use breakage::Break;
 
 pub use laboratory::{Lab, Reply};
 pub use namespace::Namespace;
