@@ -10,61 +10,60 @@
 
 #![forbid(unsafe_code)]
 
+mod backoff;
+mod error;
+mod etcd;
+mod file;
+mod follow;
+mod health;
+mod registration;
+mod registry;
+
+use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use fabric::config::NetworkConfig;
 use fabric::lease::{Attributes, Lease, LeaseSet, Subnets};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+pub use error::{AcquireError, StoreError};
+pub use etcd::{EtcdOptions, Secret};
+use health::Health;
+pub use health::StoreHealth;
+use registration::Surroundings;
+use registry::{Backing, Kind, Registry, Written};
 
 /// A store of leases. Clones share their connection, their follower and their health.
 ///
-/// Made inside a tokio runtime (a current-thread one will do); nothing is contacted before the
+/// Lives inside a tokio runtime (a current-thread one will do); nothing is contacted before the
 /// first call.
 #[derive(Debug, Clone)]
-pub struct Store {}
-
-/// How an etcd cluster is reached.
-#[derive(Debug, Clone)]
-pub struct EtcdOptions {
-    /// `http://host:port` or `https://host:port`; one that is down is passed over.
-    pub endpoints: Vec<String>,
-    /// What all keys begin with, `/coreos.com/network`.
-    pub prefix: String,
-    /// The certificate authorities to trust, PEM; the system's where there is none.
-    pub ca_file: Option<PathBuf>,
-    /// Our certificate, PEM; only together with `key_file`.
-    pub cert_file: Option<PathBuf>,
-    /// The private key of our certificate, PEM.
-    pub key_file: Option<PathBuf>,
-    /// The name to log in with; only together with `password`.
-    pub username: Option<String>,
-    /// The password to log in with. Never shown.
-    pub password: Option<Secret>,
+pub struct Store {
+    shared: Arc<Shared>,
+    terms: Terms,
 }
 
-impl Default for EtcdOptions {
-    fn default() -> EtcdOptions {
-        EtcdOptions {
-            endpoints: vec!["http://127.0.0.1:4001".into(), "http://127.0.0.1:2379".into()],
-            prefix: "/coreos.com/network".into(),
-            ca_file: None,
-            cert_file: None,
-            key_file: None,
-            username: None,
-            password: None,
-        }
-    }
+/// What clones share.
+#[derive(Debug)]
+struct Shared {
+    backing: Arc<Backing>,
+    follower: OnceLock<Follower>,
 }
 
-/// A text that is never shown.
-#[derive(Clone)]
-pub struct Secret(pub String);
+/// The task that follows the leases; it ends with the last handle of its store.
+#[derive(Debug)]
+struct Follower {
+    leases: watch::Receiver<Option<LeaseSet>>,
+    task: JoinHandle<()>,
+}
 
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("[redacted]")
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 
@@ -81,6 +80,13 @@ impl Default for Terms {
     /// The original's: a day, renewed an hour before its end.
     fn default() -> Terms {
         Terms { ttl: Duration::from_secs(24 * 3600), renew_margin: Duration::from_secs(3600) }
+    }
+}
+
+impl Terms {
+    /// The margin, cut where it would leave no time between renewals.
+    fn margin(&self) -> Duration {
+        self.renew_margin.min(self.ttl.saturating_sub(Duration::from_secs(1).min(self.ttl / 2)))
     }
 }
 
@@ -121,93 +127,60 @@ pub enum KeptState {
     },
 }
 
-/// Whether the store answers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StoreHealth {
-    /// Nothing has been asked yet, or no answer has come yet.
-    Unknown,
-    /// The last thing asked was answered.
-    Reachable {
-        /// Since when.
-        since: SystemTime,
-    },
-    /// The last thing asked was not answered.
-    Unreachable {
-        /// Since when.
-        since: SystemTime,
-        /// The last error, with what was attempted and where.
-        error: String,
-    },
-}
-
 /// The leases of a moment, for people.
 #[derive(Debug, Clone, Default)]
 pub struct Listing {
     /// All leases, and the records that could not be read.
     pub leases: LeaseSet,
     /// Those among them that never run out, because somebody wrote them without a term.
-    pub reservations: std::collections::BTreeSet<Subnets>,
-}
-
-/// A call to the store that failed: what was attempted, where, why, and what to do about it.
-#[derive(Debug, Clone, thiserror::Error)]
-#[non_exhaustive]
-pub enum StoreError {
-    /// There is no network configuration yet.
-    #[error("no network configuration at {place}: write one, for instance with `flannelctl network set`")]
-    NoNetworkConfig {
-        /// The key or the file that was looked for.
-        place: String,
-    },
-}
-
-/// Why no lease could be had.
-#[derive(Debug, Clone, thiserror::Error)]
-#[non_exhaustive]
-pub enum AcquireError {
-    /// The store did not answer or refused; worth another try.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// Every subnet is leased. Trying again helps only once a lease has run out or was removed.
-    #[error(transparent)]
-    NoneFree(#[from] fabric::allocation::AllocationError),
+    pub reservations: BTreeSet<Subnets>,
 }
 
 impl Store {
     /// The store in an etcd cluster. Reads the TLS files; contacts nobody yet.
-    pub fn etcd(_options: EtcdOptions) -> Result<Store, StoreError> {
-        todo!()
+    pub fn etcd(options: EtcdOptions) -> Result<Store, StoreError> {
+        Ok(Store::new(Kind::Etcd(etcd::Etcd::new(options)?)))
     }
 
     /// The store in a directory: `<dir>/config` and `<dir>/subnets/<key>`. Made if it is not there.
-    pub fn file(_dir: impl AsRef<Path>) -> Result<Store, StoreError> {
-        todo!()
+    pub fn file(dir: impl AsRef<Path>) -> Result<Store, StoreError> {
+        Ok(Store::new(Kind::File(file::Directory::open(dir.as_ref())?)))
+    }
+
+    fn new(kind: Kind) -> Store {
+        let backing = Arc::new(Backing { kind, health: Health::new() });
+        let shared = Arc::new(Shared { backing, follower: OnceLock::new() });
+        Store { shared, terms: Terms::default() }
     }
 
     /// The same store with other terms for the leases that we acquire and keep.
-    pub fn with_terms(self, _terms: Terms) -> Store {
-        todo!()
+    pub fn with_terms(self, terms: Terms) -> Store {
+        Store { terms, ..self }
     }
 
-    /// What this is, for logs: `etcd at http://127.0.0.1:2379`, `the directory /var/lib/flannel`.
+    /// What this is, for logs: `etcd at http://127.0.0.1:2379, below /coreos.com/network`, `the
+    /// directory /var/lib/flannel`.
     pub fn describe(&self) -> String {
-        todo!()
+        self.backing().describe()
     }
 
     /// The network configuration, as it is written. One try.
     pub async fn network_config(&self) -> Result<String, StoreError> {
-        todo!()
+        self.backing().config().await
     }
 
     /// Writes the network configuration. One try; the text is not checked.
-    pub async fn set_network_config(&self, _json: &str) -> Result<(), StoreError> {
-        todo!()
+    pub async fn set_network_config(&self, json: &str) -> Result<(), StoreError> {
+        self.backing().set_config(json).await
     }
 
     /// Leases subnets to this node: those it had, or free ones. One acquisition, in which other
     /// nodes that are faster are made way for; an error of the store ends it.
-    pub async fn acquire(&self, _claim: &Claim) -> Result<Lease, AcquireError> {
-        todo!()
+    ///
+    /// Where the follower has listed the leases already, that list is used.
+    pub async fn acquire(&self, claim: &Claim) -> Result<Lease, AcquireError> {
+        let known = self.shared.follower.get().and_then(|follower| follower.leases.borrow().clone());
+        registration::acquire(self.backing(), self.terms, claim, known).await
     }
 
     /// All leases, ours included, from now on: `None` until the first list is complete.
@@ -215,32 +188,53 @@ impl Store {
     /// The follower is started by the first call and ends with the last clone of the store. A store
     /// that is away changes nothing here.
     pub fn leases(&self) -> watch::Receiver<Option<LeaseSet>> {
-        todo!()
+        let follower = self.shared.follower.get_or_init(|| {
+            let backing = self.shared.backing.clone();
+            let (sender, leases) = watch::channel(None);
+            let task =
+                tokio::spawn(
+                    async move { match follow::follow(&*backing, &sender, &backing.health).await {} },
+                );
+            Follower { leases, task }
+        });
+        follower.leases.clone()
     }
 
     /// Keeps our lease until dropped: renews it, writes changed attributes, and puts it back with
     /// the same subnets after it was revoked or ran out. Says in `own` how it stands.
+    ///
+    /// A lease that was not acquired just now (from a snapshot, say) is looked at first.
     pub async fn keep(
         &self,
-        _lease: Lease,
-        _attributes: watch::Receiver<Attributes>,
-        _own: watch::Sender<Kept>,
+        lease: Lease,
+        attributes: watch::Receiver<Attributes>,
+        own: watch::Sender<Kept>,
     ) -> Infallible {
-        todo!()
+        let around = Surroundings { attributes, leases: self.leases() };
+        registration::keep(self.backing(), self.terms, lease, around, own).await
     }
 
     /// Whether the store answers; follows every call made through any clone of the store.
     pub fn health(&self) -> watch::Receiver<StoreHealth> {
-        todo!()
+        self.backing().health.subscribe()
     }
 
     /// The leases of this moment. One try.
     pub async fn list(&self) -> Result<Listing, StoreError> {
-        todo!()
+        Ok(registry::gather(self.backing()).await?.0)
     }
 
     /// Takes a lease away, whoever holds it; says whether there was one. One try.
-    pub async fn remove(&self, _subnets: &Subnets) -> Result<bool, StoreError> {
-        todo!()
+    pub async fn remove(&self, subnets: &Subnets) -> Result<bool, StoreError> {
+        while let Some(record) = self.backing().get(&subnets.key()).await? {
+            if let Written::Done(_) = self.backing().delete(&record).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn backing(&self) -> &Backing {
+        &self.shared.backing
     }
 }
