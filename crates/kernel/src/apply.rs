@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use fabric::dataplane::{Change, Link, LinkKind};
+use fabric::dataplane::{Change, Link, LinkKind, Route, Target};
 use fabric::firewall::{Table, TableName};
 use fabric::link_name::LinkName;
 use rustix::io::Errno;
@@ -205,6 +205,11 @@ fn is_done_already(change: &Change, refusal: &NetlinkError, socket: &mut Socket)
         Change::RemoveAddress(..) => matches!(errno, Errno::ADDRNOTAVAIL | Errno::NODEV),
         Change::RemoveNeighbor(..) | Change::RemoveFdb(..) | Change::RemoveNextHop(_) => {
             matches!(errno, Errno::NOENT | Errno::NODEV)
+        }
+        // The kernel takes the routes of a next-hop object away with it, and then does not know the
+        // number in the request any more.
+        Change::RemoveRoute(Route { target: Target::NextHopObject(id), .. }) if errno == Errno::INVAL => {
+            matches!(nexthop::by_id(socket, *id), Ok(None))
         }
         Change::RemoveRoute(_) => matches!(errno, Errno::SRCH | Errno::NOENT | Errno::NODEV),
         _ => false,

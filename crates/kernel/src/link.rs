@@ -290,19 +290,6 @@ fn veth_end(body: &mut Encoder, name: LinkName, mac: Option<Mac>, mtu: Option<u3
     }
 }
 
-/// Makes a dummy device: one that swallows what is sent through it. Tests stand on it.
-pub fn create_dummy(socket: &mut Socket, name: LinkName) -> Result<(), KernelError> {
-    create(
-        socket,
-        || format!("create dummy device {name}"),
-        |body| {
-            header(body, 0, UP, UP);
-            body.text(libc::IFLA_IFNAME, name.as_str());
-            link_info(body, "dummy", |_| ());
-        },
-    )
-}
-
 pub(crate) fn create(
     socket: &mut Socket,
     doing: impl FnOnce() -> String,

@@ -1,0 +1,12 @@
+//! The data plane on the real kernel: what is applied is what is observed, whatever was there.
+//!
+//! Each test has a network namespace of its own, which goes away with the test's thread.
+
+#![allow(missing_docs, reason = "tests")]
+
+mod links;
+#[path = "../firewall/namespace.rs"]
+mod namespace;
+mod reconcile;
+mod scale;
+mod underlay;
