@@ -4,8 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
+use crate::dataplane::{Observed, Target};
 use crate::lease::Subnets;
 use crate::link_name::LinkName;
+use crate::ownership::Ownership;
 
 /// The interface that carries traffic to other nodes, and the node's addresses on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +68,24 @@ pub struct Host {
     pub underlay: Vec<UnderlayRoute>,
     /// How IPv4 routes to peers are written.
     pub route_style: RouteStyle,
+}
+
+impl UnderlayRoute {
+    /// The host's own routes in an observation: those that are not flannel's.
+    pub fn all_of(observed: &Observed, ownership: &Ownership) -> Vec<UnderlayRoute> {
+        let foreign = observed.routes.iter().filter(|route| !ownership.owns_route(route));
+        foreign
+            .filter_map(|route| {
+                let (link, reach) = match route.target {
+                    Target::Device(link) => (link, Reach::Direct),
+                    Target::Via(next_hop) => (next_hop.link, Reach::Gateway),
+                    // Not one device, or none that is known: not a way to be sure of.
+                    Target::NextHopObject(_) | Target::Blackhole | Target::Other => return None,
+                };
+                Some(UnderlayRoute { destination: route.destination, link, reach })
+            })
+            .collect()
+    }
 }
 
 impl Host {

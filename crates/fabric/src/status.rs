@@ -12,6 +12,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Path;
+use crate::firewall::SourcePorts;
+use crate::plan;
 
 /// Seconds since 1970 in UTC.
 pub type UnixSeconds = u64;
@@ -67,6 +69,8 @@ pub struct Status {
     pub awaited: Vec<String>,
     /// The network; absent until its configuration was read.
     pub network: Option<Network>,
+    /// What the operator asked for by flags; absent from a daemon that does not say.
+    pub asked: Option<Asked>,
     /// The interface to the other nodes; absent until chosen.
     pub external: Option<External>,
     /// This node's lease; absent until acquired.
@@ -97,6 +101,54 @@ pub struct Network {
     pub links: Vec<String>,
     /// Whether packets leaving the network are masqueraded.
     pub masquerade: bool,
+}
+
+/// What the operator asked for by flags: [`plan::Options`], so that a plan can be made outside of the
+/// daemon as well.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Asked {
+    /// Whether IPv4 packets leaving the network are masqueraded.
+    pub masquerade_ipv4: bool,
+    /// Whether IPv6 packets leaving the network are masqueraded.
+    pub masquerade_ipv6: bool,
+    /// Destinations that see pod addresses.
+    pub masquerade_except: Vec<IpNet>,
+    /// Whether masquerading keeps source ports where it can.
+    pub masquerade_keeps_ports: bool,
+    /// Whether forwarded packets of the network are accepted.
+    pub forward_rules: bool,
+    /// Whether there is a blackhole route for the node's own subnet.
+    pub blackhole_route: bool,
+}
+
+impl From<&plan::Options> for Asked {
+    fn from(options: &plan::Options) -> Asked {
+        Asked {
+            masquerade_ipv4: options.masquerade.ipv4,
+            masquerade_ipv6: options.masquerade.ipv6,
+            masquerade_except: options.masquerade.except.clone(),
+            masquerade_keeps_ports: options.masquerade.source_ports == SourcePorts::Kept,
+            forward_rules: options.forward_rules,
+            blackhole_route: options.blackhole_route,
+        }
+    }
+}
+
+impl From<&Asked> for plan::Options {
+    fn from(asked: &Asked) -> plan::Options {
+        let keeps_ports = asked.masquerade_keeps_ports;
+        plan::Options {
+            masquerade: plan::Masquerade {
+                ipv4: asked.masquerade_ipv4,
+                ipv6: asked.masquerade_ipv6,
+                except: asked.masquerade_except.clone(),
+                source_ports: if keeps_ports { SourcePorts::Kept } else { SourcePorts::FullyRandom },
+            },
+            forward_rules: asked.forward_rules,
+            blackhole_route: asked.blackhole_route,
+        }
+    }
 }
 
 /// The interface to the other nodes.
