@@ -1,0 +1,84 @@
+//! The daemon around the node: one per machine, signals, health, status.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::Context;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::board::Board;
+use crate::health;
+use crate::instance::Instance;
+use crate::node::Node;
+use crate::notify::Systemd;
+use crate::settings::Settings;
+
+/// Runs flanneld until a signal asks it to end, which leaves everything in the kernel as it is, or
+/// until it cannot go on.
+pub async fn run(settings: Settings) -> anyhow::Result<()> {
+    let mut signals = Signals::new().context("listening for signals")?;
+    let _instance = Instance::lock(&settings.files.lock)?;
+    let store = settings.store.open(settings.terms).context("opening the store")?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "flanneld with leases from {}", store.describe());
+    let board = Board::new(&store.describe());
+    let health = match settings.health {
+        Some((ip, port)) => Some(health::bind(ip, port).await?),
+        None => None,
+    };
+    let serve_health = async {
+        match health {
+            Some(listener) => health::serve(listener, board.subscribe()).await,
+            None => std::future::pending::<Infallible>().await,
+        }
+    };
+    let systemd = Systemd::from_environment();
+    let node = Node { settings: &settings, store: &store, board: &board, systemd: &systemd };
+    let ended = tokio::select! {
+        name = signals.first() => {
+            tracing::info!("{name}: ending; devices, routes and rules stay as they are");
+            systemd.stopping();
+            Ok(())
+        }
+        ended = node.live() => ended.map(|never| match never {}),
+        never = serve_health => match never {},
+        never = board.write_to(&settings.files.status) => match never {},
+    };
+    if let Err(error) = &ended {
+        board.failing(
+            "start",
+            [(format!("{error:#}"), "flanneld has ended; start it again once that is mended".to_owned())],
+        );
+    }
+    board.last_word(&settings.files.status);
+    ended
+}
+
+/// SIGTERM and SIGINT. The first asks to end, a second one kills, whatever we are in the middle of.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Signals> {
+        let asked = Arc::new(AtomicBool::new(false));
+        for number in [SIGTERM, SIGINT] {
+            // In this order: the first signal finds the flag unset, and sets it.
+            signal_hook::flag::register_conditional_default(number, Arc::clone(&asked))?;
+            signal_hook::flag::register(number, Arc::clone(&asked))?;
+        }
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn first(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! `/healthz` and `/readyz` over HTTP.
+//!
+//! | path | status | first line of the body |
+//! |---|---|---|
+//! | `/healthz` | 200 | `flanneld is running` |
+//! | `/readyz` | 200 once ready, else 503 | `flanneld is ready` / `flanneld is not ready yet` |
+//!
+//! The words and codes are the original's. While not ready, the lines that follow say what is
+//! still awaited. The server is up before anything is waited for, so that a liveness probe does not
+//! kill a slow start.
+
+use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use anyhow::Context;
+use bytes::Bytes;
+use fabric::status::Status;
+use http::{Response, StatusCode};
+use http_body_util::Full;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+/// Binds the address of the health server.
+///
+/// Compatibility: `0.0.0.0` means every address of both families, as in Go.
+pub async fn bind(ip: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
+    if ip == IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+        && let Ok(listener) = TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).await
+    {
+        return Ok(listener);
+    }
+    let address = SocketAddr::from((ip, port));
+    TcpListener::bind(address).await.with_context(|| {
+        format!("serving health on {address}: choose another with -healthz-ip and -healthz-port, or stop what uses it")
+    })
+}
+
+/// Serves until dropped.
+pub async fn serve(listener: TcpListener, status: watch::Receiver<Status>) -> Infallible {
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of file descriptors, most likely: worth a pause, never the daemon.
+                tracing::warn!(%error, "cannot accept a health request");
+                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                continue;
+            }
+        };
+        let status = status.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+                let answer = answer(request.uri().path(), &status.borrow());
+                async move { Ok::<_, Infallible>(answer) }
+            });
+            // A client that hangs up is not our concern.
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
+    }
+}
+
+fn answer(path: &str, status: &Status) -> Response<Full<Bytes>> {
+    let (code, body) = match path {
+        "/healthz" => (StatusCode::OK, "flanneld is running".to_owned()),
+        "/readyz" if status.ready => (StatusCode::OK, "flanneld is ready".to_owned()),
+        "/readyz" => {
+            let awaited: String = status.awaited.iter().map(|what| format!("\nawaited: {what}")).collect();
+            (StatusCode::SERVICE_UNAVAILABLE, format!("flanneld is not ready yet{awaited}"))
+        }
+        _ => (StatusCode::NOT_FOUND, "404 page not found\n".to_owned()),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = code;
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    async fn get(port: u16, path: &str) -> (String, String) {
+        let mut stream = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.lines().next().unwrap().to_owned(), body.to_owned())
+    }
+
+    #[tokio::test]
+    async fn probes_get_the_originals_words() {
+        let (status, receiver) = watch::channel(Status::default());
+        let listener = bind(Ipv4Addr::UNSPECIFIED.into(), 0).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(serve(listener, receiver));
+        assert_eq!(get(port, "/healthz").await, ("HTTP/1.1 200 OK".into(), "flanneld is running".into()));
+        status.send_modify(|status| status.awaited = vec!["a lease".to_owned()]);
+        assert_eq!(
+            get(port, "/readyz").await,
+            ("HTTP/1.1 503 Service Unavailable".into(), "flanneld is not ready yet\nawaited: a lease".into())
+        );
+        status.send_modify(|status| status.ready = true);
+        assert_eq!(get(port, "/readyz").await, ("HTTP/1.1 200 OK".into(), "flanneld is ready".into()));
+        assert_eq!(get(port, "/").await.0, "HTTP/1.1 404 Not Found");
+    }
+
+    #[tokio::test]
+    async fn a_port_in_use_is_refused_with_the_remedy() {
+        let first = bind(Ipv4Addr::LOCALHOST.into(), 0).await.unwrap();
+        let error = bind(Ipv4Addr::LOCALHOST.into(), first.local_addr().unwrap().port()).await.unwrap_err();
+        assert!(error.to_string().contains("-healthz-port"), "{error:#}");
+    }
+}

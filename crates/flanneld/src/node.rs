@@ -1,0 +1,386 @@
+//! The node's life: from the network configuration to a kernel that follows the leases.
+
+use std::convert::Infallible;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use fabric::config::NetworkConfig;
+use fabric::host::{ExternalInterface, Host, RouteStyle};
+use fabric::lease::{Attributes, LeaseSet};
+use fabric::plan::Intent;
+use fabric::status::{self, LeaseState};
+use kernel::{Linux, nexthop};
+use store::{Store, StoreError, StoreHealth};
+use tokio::sync::watch;
+
+use crate::board::{self, Board, Step};
+use crate::external;
+use crate::interface::Choice;
+use crate::notifications::Notifications;
+use crate::notify::Systemd;
+use crate::own_lease::{self, Own};
+use crate::reconcile::{Inputs, Manner, Reconciler};
+use crate::retry::Retry;
+use crate::settings::Settings;
+use crate::snapshot::Snapshot;
+use crate::vtep_mac;
+
+/// How long a store may keep us from starting when there is a snapshot to start from.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the last run's lease is looked for in the store, for its Ethernet address.
+const LOOKING_BACK: Duration = Duration::from_secs(2);
+
+/// A node of the network.
+#[derive(Debug)]
+pub struct Node<'a> {
+    /// What the operator wants.
+    pub settings: &'a Settings,
+    /// Where leases come from.
+    pub store: &'a Store,
+    /// Where it is said how we are.
+    pub board: &'a Board,
+    /// Whom to tell when ready.
+    pub systemd: &'a Systemd,
+}
+
+/// What a node starts from.
+struct Start {
+    /// The network configuration as written, and read.
+    text: String,
+    config: NetworkConfig,
+    snapshot: Option<Snapshot>,
+    from: Origin,
+}
+
+#[derive(PartialEq, Eq)]
+enum Origin {
+    Store,
+    Snapshot,
+}
+
+/// The channels between the parts of a node.
+struct Channels {
+    external: watch::Sender<ExternalInterface>,
+    attributes: watch::Sender<Attributes>,
+    own: watch::Sender<Option<Own>>,
+    intent: watch::Sender<Option<Intent>>,
+    notifications: Notifications,
+}
+
+impl Node<'_> {
+    /// Lives until dropped; ends only where nothing is left to try.
+    pub async fn live(&self) -> anyhow::Result<Infallible> {
+        tokio::select! {
+            never = self.show_store() => match never {},
+            never = self.announce() => match never {},
+            ended = async {
+                loop {
+                    let start = self.start().await;
+                    self.serve(&start).await?;
+                    tracing::warn!("the store has another network configuration than the last run: starting over");
+                }
+            } => ended,
+        }
+    }
+
+    /// Waits for the network configuration: from the store, or from the snapshot while it is away.
+    async fn start(&self) -> Start {
+        let path = &self.settings.files.leases;
+        let snapshot = Snapshot::read(path, &self.store.describe()).unwrap_or_else(|error| {
+            tracing::warn!("the leases of the last run are of no use: {error:#}");
+            None
+        });
+        let began = tokio::time::Instant::now();
+        let mut retry = Retry::new("read the network configuration");
+        loop {
+            let patience = PATIENCE.saturating_sub(began.elapsed());
+            let tried = match &snapshot {
+                Some(_) => tokio::time::timeout(patience, self.store.network_config()).await.ok(),
+                None => Some(self.store.network_config().await),
+            };
+            let away = !matches!(tried, Some(Ok(_) | Err(StoreError::NoNetworkConfig { .. })));
+            if away
+                && began.elapsed() >= PATIENCE
+                && let Some(start) = snapshot.as_ref().and_then(from_snapshot)
+            {
+                tracing::warn!(
+                    store = self.store.describe(),
+                    "the store is away: starting from the leases of the last run"
+                );
+                return start;
+            }
+            let problem = match tried {
+                Some(Ok(text)) => match NetworkConfig::from_json(&text) {
+                    Ok(config) => return Start { text, config, snapshot, from: Origin::Store },
+                    Err(error) => error.to_string(),
+                },
+                Some(Err(error)) => error.to_string(),
+                None => continue,
+            };
+            self.board.failing("network", [(problem.clone(), String::new())]);
+            retry.pause(&problem).await;
+        }
+    }
+
+    /// Serves one network. Ends where the store turns out to have another configuration than the
+    /// snapshot that we started from.
+    async fn serve(&self, start: &Start) -> anyhow::Result<()> {
+        let Node { settings, store, board, .. } = self;
+        let Start { text, config, snapshot, from } = start;
+        config.warnings.iter().for_each(|warning| tracing::warn!("network configuration: {warning}"));
+        board.failing("network", []);
+        board.done(Step::Network);
+
+        let choice = external::choose(&settings.interface, config)
+            .context("choosing the interface to the other nodes")?;
+        tracing::info!(
+            reason = choice.reason,
+            "the way to the other nodes is {}",
+            external::words(&choice.external)
+        );
+        let mut kernel = Linux::open()?;
+        let previous = own_lease::previous(&settings.files.subnet);
+        let macs = self.macs(&mut kernel, start, &choice.external, previous).await;
+        self.show_network(config, &choice);
+
+        let remembered = snapshot.as_ref().filter(|_| *from == Origin::Snapshot);
+        let own = remembered.map(|snapshot| Own {
+            lease: snapshot.own.clone(),
+            state: LeaseState::FromSnapshot,
+            detail: "from the last run; the store has not been reached yet".to_owned(),
+        });
+        let previous = snapshot.as_ref().map(|snapshot| snapshot.own.subnets).unwrap_or(previous);
+        let channels = Channels {
+            external: watch::Sender::new(choice.external.clone()),
+            attributes: watch::Sender::new(config.backend.attributes(config, &choice.external, macs)),
+            own: watch::Sender::new(own),
+            intent: watch::Sender::new(None),
+            notifications: Notifications::default(),
+        };
+        let leases = store.leases();
+        let next_hop_objects = !settings.plain_routes && nexthop::supported(kernel.socket())?;
+        let reconciler = Reconciler::new(
+            kernel,
+            Inputs {
+                intent: channels.intent.subscribe(),
+                leases: leases.clone(),
+                remembered: remembered.map(|snapshot| snapshot.leases.clone()),
+                kernel_changed: channels.notifications.anything.subscribe(),
+            },
+            Manner { interval: settings.interval, next_hop_objects },
+            Board::clone(board),
+        );
+        let follow = external::follow(
+            &settings.interface,
+            config,
+            choice,
+            channels.notifications.addressing.subscribe(),
+            (channels.external.clone(), board),
+        );
+        let snapshot_of = Snapshot {
+            store: store.describe(),
+            network: text.clone(),
+            own: fabric::Lease { subnets: previous, attributes: Attributes::default(), created: 0 },
+            macs,
+            leases: LeaseSet::default(),
+        };
+        tokio::select! {
+            never = channels.notifications.count() => match never {},
+            never = follow => match never {},
+            never = self.compose(config, macs, &channels) => match never {},
+            () = reconciler.run() => anyhow::bail!("the reconciler has ended, which it never does by itself"),
+            ended = own_lease::hold(
+                store, (config, previous), channels.attributes.subscribe(), &channels.own, board
+            ) => ended.map(|never| match never {}).context("leasing a pod subnet"),
+            never = own_lease::keep_subnet_file(
+                &settings.files.subnet, (config, settings.ip_masq), channels.external.subscribe(),
+                channels.own.subscribe(), board
+            ) => match never {},
+            never = keep_snapshot(&settings.files.leases, snapshot_of, leases, channels.own.subscribe()) => match never {},
+            never = self.take_over() => match never {},
+            () = self.other_network(start) => Ok(()),
+        }
+    }
+
+    /// The Ethernet addresses of the tunnel endpoints; the store is asked only where it must be.
+    async fn macs(
+        &self,
+        kernel: &mut Linux,
+        start: &Start,
+        external: &ExternalInterface,
+        previous: fabric::Subnets,
+    ) -> fabric::backend::VtepMacs {
+        let Start { config, snapshot, from, .. } = start;
+        let of_devices = vtep_mac::of_devices(kernel, config, (external, &self.settings.options));
+        let mut known = vec![of_devices.unwrap_or_else(|error| {
+            tracing::warn!("cannot look for devices of the last run: {error:#}");
+            Default::default()
+        })];
+        if *from == Origin::Store && !vtep_mac::complete(config, known[0]) {
+            match tokio::time::timeout(LOOKING_BACK, self.store.list()).await {
+                Ok(Ok(listing)) => known.push(vtep_mac::of_lease(&listing.leases, external, previous)),
+                Ok(Err(error)) => tracing::warn!(%error, "cannot look for the lease of the last run"),
+                Err(_) => tracing::warn!("no time to look for the lease of the last run"),
+            }
+        }
+        known.extend(snapshot.as_ref().map(|snapshot| snapshot.macs));
+        vtep_mac::first_known(config, &known)
+    }
+
+    /// Puts interface and lease together: what peers are told, and what the kernel should hold.
+    async fn compose(
+        &self,
+        config: &NetworkConfig,
+        macs: fabric::backend::VtepMacs,
+        channels: &Channels,
+    ) -> Infallible {
+        let (mut external, mut own) = (channels.external.subscribe(), channels.own.subscribe());
+        loop {
+            let interface = external.borrow_and_update().clone();
+            let attributes = config.backend.attributes(config, &interface, macs);
+            channels.attributes.send_if_modified(|now| replace(now, attributes));
+            self.board.update(|status| {
+                if let Some(network) = &mut status.network {
+                    network.mtu = config.backend.mtu(config, &interface);
+                }
+            });
+            if let Some(own) = own.borrow_and_update().clone() {
+                let host = Host {
+                    external: interface,
+                    own: own.lease.subnets,
+                    underlay: Vec::new(),
+                    route_style: RouteStyle::Plain,
+                };
+                let options = self.settings.options.clone();
+                let intent = Intent { config: config.clone(), options, host, macs };
+                channels.intent.send_if_modified(|now| replace(now, Some(intent)));
+                self.board.update(|status| status.lease = Some(own.shown()));
+                self.board.done(Step::Lease);
+            }
+            tokio::select! {
+                // The senders live in `channels`.
+                _ = external.changed() => {},
+                _ = own.changed() => {},
+            }
+        }
+    }
+
+    /// Removes the original's iptables rules once ours stand, so that there is no gap between.
+    async fn take_over(&self) -> Infallible {
+        self.board.wait_for(Step::Node).await;
+        std::future::pending().await
+    }
+
+    /// After a start from the snapshot: waits until the store has a configuration that can be used
+    /// and is another one.
+    async fn other_network(&self, start: &Start) {
+        if start.from == Origin::Store {
+            return std::future::pending().await;
+        }
+        let mut retry = Retry::new("compare the network configuration with the store's");
+        loop {
+            let problem = match self.store.network_config().await {
+                Ok(text) => match NetworkConfig::from_json(&text) {
+                    Ok(config) if config == start.config => return std::future::pending().await,
+                    Ok(_) => return,
+                    Err(error) => error.to_string(),
+                },
+                Err(error) => error.to_string(),
+            };
+            retry.pause(&problem).await;
+        }
+    }
+
+    /// Says when the node is ready, once.
+    async fn announce(&self) -> Infallible {
+        self.systemd.status("starting; `flannelctl status` says what is awaited");
+        self.board.ready().await;
+        tracing::info!("flannel is ready");
+        self.systemd.ready("ready");
+        std::future::pending().await
+    }
+
+    /// Says how the store is.
+    async fn show_store(&self) -> Infallible {
+        let mut health = self.store.health();
+        let leases = self.store.leases();
+        loop {
+            let now = health.borrow_and_update().clone();
+            self.board.update(|status| {
+                let store = &mut status.store;
+                match now {
+                    StoreHealth::Unknown => {}
+                    StoreHealth::Reachable { since } => {
+                        (store.reachable, store.since, store.error) = (true, board::unix(since), None);
+                    }
+                    StoreHealth::Unreachable { since, error } => {
+                        (store.reachable, store.since, store.error) =
+                            (false, board::unix(since), Some(error));
+                    }
+                }
+                store.from_snapshot &= leases.borrow().is_none();
+            });
+            if health.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    fn show_network(&self, config: &NetworkConfig, choice: &Choice) {
+        self.board.update(|status| {
+            status.network = Some(status::Network {
+                networks: config.networks().collect(),
+                backend: config.backend.name().to_owned(),
+                mtu: config.backend.mtu(config, &choice.external),
+                links: config.backend.links(config).iter().map(|link| link.to_string()).collect(),
+                masquerade: self.settings.ip_masq,
+            });
+        });
+    }
+}
+
+fn from_snapshot(snapshot: &Snapshot) -> Option<Start> {
+    let config = NetworkConfig::from_json(&snapshot.network).ok()?;
+    let (text, snapshot) = (snapshot.network.clone(), Some(snapshot.clone()));
+    Some(Start { text, config, snapshot, from: Origin::Snapshot })
+}
+
+/// Keeps the snapshot equal to the leases until dropped, from when they are known to be good.
+async fn keep_snapshot(
+    path: &Path,
+    mut snapshot: Snapshot,
+    mut leases: watch::Receiver<Option<LeaseSet>>,
+    mut own: watch::Receiver<Option<Own>>,
+) -> Infallible {
+    let mut failed = false;
+    loop {
+        let held = own.borrow_and_update().clone().filter(|own| own.state == LeaseState::Held);
+        let all = leases.borrow_and_update().clone();
+        let began = tokio::time::Instant::now();
+        if let (Some(own), Some(all)) = (held, all) {
+            (snapshot.own, snapshot.leases) = (own.lease, all);
+            match snapshot.write(path) {
+                Ok(()) => failed = false,
+                Err(error) if !failed => {
+                    failed = true;
+                    tracing::warn!("cannot keep the leases for the next start: {error:#}");
+                }
+                Err(_) => {}
+            }
+        }
+        // Gathers what changes together, and keeps the writing below a fiftieth of the time.
+        tokio::time::sleep(Duration::from_millis(500).max(began.elapsed() * 50)).await;
+        tokio::select! {
+            changed = leases.changed() => if changed.is_err() { return std::future::pending().await },
+            changed = own.changed() => if changed.is_err() { return std::future::pending().await },
+        }
+    }
+}
+
+/// Replaces a value; says whether that changed it.
+fn replace<T: PartialEq>(now: &mut T, next: T) -> bool {
+    let changed = *now != next;
+    *now = next;
+    changed
+}

@@ -1,0 +1,173 @@
+//! This node's lease: acquired, kept, and what is written once there is one.
+
+use std::convert::Infallible;
+use std::path::Path;
+
+use fabric::config::NetworkConfig;
+use fabric::host::ExternalInterface;
+use fabric::lease::{Attributes, Lease, Subnets};
+use fabric::status::{self, LeaseState};
+use fabric::subnet_file::{self, SubnetFile};
+use store::{AcquireError, Claim, Kept, KeptState, Store};
+use tokio::sync::watch;
+
+use crate::board::{Board, Step};
+use crate::retry::Retry;
+use crate::whole_file;
+
+/// This node's lease and how it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Own {
+    /// The lease.
+    pub lease: Lease,
+    /// Whether it is ours.
+    pub state: LeaseState,
+    /// What is to be said about that.
+    pub detail: String,
+}
+
+impl From<Kept> for Own {
+    fn from(kept: Kept) -> Own {
+        let (state, detail) = match kept.state {
+            KeptState::Held => (LeaseState::Held, String::new()),
+            KeptState::Lost { reason } => (LeaseState::Lost, reason),
+            KeptState::TakenByAnother { by } => {
+                let by: Vec<_> = by.public_addresses().map(|ip| ip.to_string()).collect();
+                (LeaseState::Taken, format!("the node at {} has it", by.join(" ")))
+            }
+        };
+        Own { lease: kept.lease, state, detail }
+    }
+}
+
+impl Own {
+    /// As the status shows it.
+    pub fn shown(&self) -> status::OwnLease {
+        status::OwnLease {
+            subnets: self.lease.subnets.iter().collect(),
+            state: self.state,
+            detail: self.detail.clone(),
+            expires: None,
+        }
+    }
+}
+
+/// The subnets of the last run, by its subnet file.
+pub fn previous(subnet_file: &Path) -> Subnets {
+    let Ok(text) = std::fs::read_to_string(subnet_file) else { return Subnets::default() };
+    let (subnets, complaints) = subnet_file::previous(&text);
+    for complaint in complaints {
+        tracing::warn!("{}: {complaint}", subnet_file.display());
+    }
+    subnets
+}
+
+/// Acquires the lease and keeps it until dropped, saying in `own` how it stands. Ends only if no
+/// lease can be had and there is none to go on with.
+pub async fn hold(
+    store: &Store,
+    (config, previous): (&NetworkConfig, Subnets),
+    attributes: watch::Receiver<Attributes>,
+    own: &watch::Sender<Option<Own>>,
+    board: &Board,
+) -> anyhow::Result<Infallible> {
+    let mut retry = Retry::new("get a lease");
+    let lease = loop {
+        let claim = Claim { config: config.clone(), attributes: attributes.borrow().clone(), previous };
+        match store.acquire(&claim).await {
+            Ok(lease) => break lease,
+            // There is a lease from the last run to go on with, so that its pods keep their network.
+            Err(error @ AcquireError::NoneFree(_)) if own.borrow().is_none() => return Err(error.into()),
+            Err(error) => {
+                let remedy = "remove leases that nobody holds any more (`flannelctl leases`)";
+                let remedy = if matches!(error, AcquireError::NoneFree(_)) { remedy } else { "" };
+                board.failing("lease", [(error.to_string(), remedy.to_owned())]);
+                retry.pause(&error).await;
+            }
+        }
+    };
+    tracing::info!(subnets = %lease.subnets, "this node has a lease");
+    board.failing("lease", []);
+    let held = Kept { lease: lease.clone(), state: KeptState::Held };
+    own.send_replace(Some(held.clone().into()));
+    let (said, mut kept) = watch::channel(held);
+    let forward = async {
+        while kept.changed().await.is_ok() {
+            let now = Own::from(kept.borrow_and_update().clone());
+            match now.state {
+                LeaseState::Held => tracing::debug!(subnets = %now.lease.subnets, "the lease is held"),
+                _ => {
+                    tracing::warn!(subnets = %now.lease.subnets, state = ?now.state, "the lease: {}", now.detail)
+                }
+            }
+            let wrong = (now.state != LeaseState::Held).then(|| {
+                let what = format!("the lease of {} is not held: {}", now.lease.subnets, now.detail);
+                (what, "it is taken back as soon as that is possible".to_owned())
+            });
+            board.failing("lease", wrong);
+            own.send_replace(Some(now));
+        }
+        std::future::pending::<Infallible>().await
+    };
+    tokio::select! {
+        never = store.keep(lease, attributes, said) => match never {},
+        never = forward => match never {},
+    }
+}
+
+/// Keeps the subnet file equal to the lease until dropped, from when the node can carry traffic.
+pub async fn keep_subnet_file(
+    path: &Path,
+    (config, ip_masq): (&NetworkConfig, bool),
+    mut external: watch::Receiver<ExternalInterface>,
+    mut own: watch::Receiver<Option<Own>>,
+    board: &Board,
+) -> Infallible {
+    board.wait_for(Step::Node).await;
+    let mut retry = Retry::new("write the subnet file");
+    loop {
+        let subnets = own.borrow_and_update().as_ref().map(|own| own.lease.subnets);
+        let mtu = config.backend.mtu(config, &external.borrow_and_update());
+        if let Some(subnets) = subnets {
+            let text = content(config, subnets, mtu, ip_masq).render();
+            match write(path, &text) {
+                Ok(()) => {
+                    board.failing("subnet file", []);
+                    board.done(Step::SubnetFile);
+                    retry = Retry::new("write the subnet file");
+                }
+                Err(error) => {
+                    let remedy = "make room or permit it there; it is tried again by itself";
+                    board.failing("subnet file", [(format!("{error:#}"), remedy.to_owned())]);
+                    retry.pause(&error).await;
+                    continue;
+                }
+            }
+        }
+        tokio::select! {
+            changed = own.changed() => if changed.is_err() { return std::future::pending().await },
+            changed = external.changed() => if changed.is_err() { return std::future::pending().await },
+        }
+    }
+}
+
+fn content(config: &NetworkConfig, subnets: Subnets, mtu: u32, ip_masq: bool) -> SubnetFile {
+    SubnetFile {
+        networks: config.ipv4.iter().map(|net| net.network).collect(),
+        subnet: config.ipv4.and(subnets.ipv4),
+        ipv6_networks: config.ipv6.iter().map(|net| net.network).collect(),
+        ipv6_subnet: config.ipv6.and(subnets.ipv6),
+        mtu: Some(mtu),
+        ip_masq: Some(ip_masq),
+    }
+}
+
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    use std::io::Write;
+    if std::fs::read_to_string(path).is_ok_and(|there| there == text) {
+        return Ok(());
+    }
+    whole_file::write(path, |to| to.write_all(text.as_bytes()))?;
+    tracing::info!("wrote the subnet file {}", path.display());
+    Ok(())
+}

@@ -1,0 +1,393 @@
+//! The reconciler: keeps the kernel equal to the leases.
+//!
+//! A **pass** observes what is in the kernel, computes what should be there, applies the difference
+//! and collects every failure. It needs no memory of what was done before, so it is right after a
+//! restart, a lost notification, a flushed table. When one is due is decided in [`crate::schedule`].
+//!
+//! A changed lease does not wait for a pass. Its **quick answer** is the difference between the plans
+//! for just the leases that changed, applied at once without looking; the next pass checks it.
+//!
+//! What is superfluous is removed only once the first complete set of leases has come from the store:
+//! a set remembered from the last run, or none yet, says nothing about who has left.
+
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+use fabric::dataplane::{self, Change, Observed, Prune, Target};
+use fabric::host::{Reach, RouteStyle, UnderlayRoute};
+use fabric::lease::{Lease, LeaseSet, Subnets};
+use fabric::ownership::{self, Ownership};
+use fabric::plan::{Intent, Plan};
+use fabric::status;
+use kernel::{Failure, Kernel, Scope};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::board::{self, Board, Step};
+use crate::repair;
+use crate::schedule::Schedule;
+
+/// With how many IPv4 leases routes are written by next-hop objects: from there on it is quicker.
+const NEXT_HOPS_FROM: usize = 500;
+/// With how many it goes back to plain routes; lower, so that a node does not swing between them.
+const NEXT_HOPS_TO: usize = 400;
+/// More changed leases than this are left to a pass, which is cheaper then.
+const BULK: usize = 256;
+/// A peer that the kernel keeps refusing does not keep the node from becoming ready: after so many
+/// passes over the complete set of leases it is, and the failure is in the status.
+const PASSES_UNTIL_READY: u32 = 4;
+
+/// What the reconciler listens to.
+#[derive(Debug)]
+pub struct Inputs {
+    /// What the node wants; none until it has a lease. Facts that the reconciler observes itself
+    /// (underlay routes, route style) are filled in by it.
+    pub intent: watch::Receiver<Option<Intent>>,
+    /// The leases of the store; none until the first list is complete.
+    pub leases: watch::Receiver<Option<LeaseSet>>,
+    /// The leases of the last run, for until then.
+    pub remembered: Option<LeaseSet>,
+    /// Changes whenever the kernel says that something changed.
+    pub kernel_changed: watch::Receiver<u64>,
+}
+
+/// How the reconciler goes about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Manner {
+    /// After how long a pass comes though nothing seems to have happened.
+    pub interval: Duration,
+    /// Whether routes may use next-hop objects: the kernel has them, and nobody asked for plain ones.
+    pub next_hop_objects: bool,
+}
+
+/// Keeps the kernel equal to the leases.
+#[derive(Debug)]
+pub struct Reconciler<K> {
+    kernel: K,
+    inputs: Inputs,
+    manner: Manner,
+    board: Board,
+    schedule: Schedule,
+    leases: LeaseSet,
+    known: Known,
+    /// What the last pass made of the intent; none until one succeeded for the node's own objects.
+    made: Option<Intent>,
+    /// Whether leases or intent changed since the last pass without failures, so that differences
+    /// found by the next one may be of our own making.
+    unsettled: bool,
+    passes_with_peers: u32,
+}
+
+/// What is known about the leases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Known {
+    /// Nothing yet.
+    Nothing,
+    /// What they were at the end of the last run.
+    Remembered,
+    /// All of them.
+    Complete,
+}
+
+/// Why the loop wakes.
+enum Wake {
+    Intent,
+    Leases,
+    KernelChanged,
+    Due,
+    /// Whoever made the inputs is gone.
+    Over,
+}
+
+impl<K: Kernel> Reconciler<K> {
+    /// A reconciler that has done nothing yet.
+    pub fn new(kernel: K, inputs: Inputs, manner: Manner, board: Board) -> Reconciler<K> {
+        let remembered = inputs.remembered.clone();
+        Reconciler {
+            kernel,
+            inputs,
+            manner,
+            board,
+            schedule: Schedule::new(Instant::now(), manner.interval),
+            known: if remembered.is_some() { Known::Remembered } else { Known::Nothing },
+            leases: remembered.unwrap_or_default(),
+            made: None,
+            unsettled: true,
+            passes_with_peers: 0,
+        }
+    }
+
+    /// Runs until dropped, or until the inputs end. What is in the kernel stays there.
+    pub async fn run(mut self) {
+        loop {
+            match self.wake().await {
+                Wake::Leases => self.take_leases(),
+                Wake::Intent => {
+                    self.unsettled = true;
+                    self.schedule.at_once(Instant::now());
+                }
+                Wake::KernelChanged => self.schedule.kernel_changed(Instant::now()),
+                Wake::Due => self.pass(),
+                Wake::Over => return,
+            }
+        }
+    }
+
+    /// Waits for something to do. Every branch is a watch channel or the clock: dropping one that was
+    /// not chosen loses nothing.
+    async fn wake(&mut self) -> Wake {
+        let Inputs { intent, leases, kernel_changed, .. } = &mut self.inputs;
+        let due = self.schedule.due();
+        tokio::select! {
+            biased;
+            changed = intent.changed() => if changed.is_ok() { Wake::Intent } else { Wake::Over },
+            changed = leases.changed() => if changed.is_ok() { Wake::Leases } else { Wake::Over },
+            () = tokio::time::sleep_until(due) => Wake::Due,
+            changed = kernel_changed.changed() => if changed.is_ok() { Wake::KernelChanged } else { Wake::Over },
+        }
+    }
+
+    /// Takes a new set of leases over, with a quick answer where few changed.
+    fn take_leases(&mut self) {
+        let Some(next) = self.inputs.leases.borrow_and_update().clone() else { return };
+        let now = Instant::now();
+        self.unsettled = true;
+        let (before, after) = self.leases.differences(&next);
+        let last = std::mem::replace(&mut self.leases, next);
+        let Some(intent) = self.made.as_ref().filter(|_| self.known == Known::Complete) else {
+            self.known = Known::Complete;
+            return self.schedule.at_once(now);
+        };
+        if before.len() + after.len() > BULK {
+            return self.schedule.at_once(now);
+        }
+        let answer = dataplane::between(
+            &intent.plan_for(&before, &last).dataplane,
+            &intent.plan_for(&after, &self.leases).dataplane,
+        );
+        log_peers(&before, &after, intent.host.own);
+        answer.iter().for_each(|change| tracing::debug!("{change}"));
+        let failures = self.kernel.apply(&answer);
+        if failures.is_empty() {
+            self.schedule.leases_changed(now);
+        } else {
+            // The pass sees what is left to do, and reports what goes on failing.
+            self.schedule.at_once(now);
+        }
+    }
+
+    /// Observes, plans, compares, applies, reports.
+    fn pass(&mut self) {
+        let began = Instant::now();
+        let intent = self.inputs.intent.borrow_and_update().clone();
+        let failed = match intent {
+            // Nothing is wanted before there is a lease; the intent wakes us.
+            None => false,
+            Some(intent) => self.pass_for(intent),
+        };
+        self.schedule.passed(began, Instant::now(), failed, jitter());
+    }
+
+    /// One pass; says whether anything failed.
+    fn pass_for(&mut self, mut intent: Intent) -> bool {
+        // The same objects whoever the peers are: their sysctls are what to ask the kernel for.
+        let node = intent.plan(&LeaseSet::default()).dataplane;
+        let ownership = intent.ownership();
+        let scope = Scope {
+            links: ownership.links().collect(),
+            sysctls: node.sysctls.into_keys().collect(),
+            tables: ownership::own_tables().to_vec(),
+        };
+        let observed = match self.kernel.observe(&scope) {
+            Ok(observed) => observed,
+            Err(error) => {
+                tracing::warn!(%error, "cannot observe the kernel");
+                self.board.failing("kernel", [(error.to_string(), repair::remedy(None, &error).to_owned())]);
+                return true;
+            }
+        };
+        intent.host.underlay = underlay(&observed, &ownership);
+        intent.host.route_style = self.route_style();
+        let plan = intent.plan(&self.leases);
+        let prune = if self.known == Known::Complete { Prune::Yes } else { Prune::NotYet };
+        let changes = dataplane::changes(&plan.dataplane, &observed, &ownership, prune);
+        drop(observed);
+
+        self.note_changes(&changes);
+        let failures = self.kernel.apply(&changes);
+        self.note_failures(&failures);
+        self.note_peers(&plan, intent.host.own);
+        let node_stands = !failures.iter().any(|failure| concerns_node(&failure.change));
+        if node_stands {
+            self.board.done(Step::Node);
+        }
+        if node_stands && self.known != Known::Nothing {
+            self.passes_with_peers += 1;
+            if failures.is_empty() || self.passes_with_peers >= PASSES_UNTIL_READY {
+                self.board.done(Step::Peers);
+            }
+        }
+        self.made = node_stands.then_some(intent);
+        self.unsettled = !failures.is_empty();
+        !failures.is_empty()
+    }
+
+    fn route_style(&self) -> RouteStyle {
+        let before = self.made.as_ref().map(|intent| intent.host.route_style).unwrap_or_default();
+        let enough = if before == RouteStyle::NextHopObjects { NEXT_HOPS_TO } else { NEXT_HOPS_FROM };
+        if self.manner.next_hop_objects && self.leases.len() >= enough {
+            RouteStyle::NextHopObjects
+        } else {
+            RouteStyle::Plain
+        }
+    }
+
+    /// Logs what is about to be done. Where nothing else has changed, it is a repair.
+    fn note_changes(&self, changes: &[Change]) {
+        if changes.is_empty() {
+            return;
+        }
+        changes.iter().for_each(|change| tracing::debug!("{change}"));
+        if self.unsettled {
+            let leases = self.leases.len();
+            return tracing::info!(changes = changes.len(), leases, "bringing the kernel up to date");
+        }
+        let repairs = repair::repairs(changes, board::now());
+        for repair in &repairs {
+            tracing::warn!(why = repair.why, more = repair.more, "put right: {}", repair.change);
+        }
+        self.board.repaired(repairs);
+    }
+
+    fn note_failures(&self, failures: &[Failure]) {
+        let said: VecDeque<_> = failures
+            .iter()
+            .map(|Failure { change, error, .. }| {
+                (format!("`{}`: {error}", first_line(change)), repair::remedy(Some(change), error).to_owned())
+            })
+            .take(20)
+            .collect();
+        for (what, _) in said.iter().take(3) {
+            tracing::warn!("{what}");
+        }
+        if failures.len() > 3 {
+            tracing::warn!("and {} more changes failed", failures.len() - 3);
+        }
+        self.board.failing("kernel", said);
+    }
+
+    /// Says in the status how each peer is reached.
+    fn note_peers(&self, plan: &Plan, own: Subnets) {
+        let mut others = self.leases.iter().filter(|lease| lease.subnets != own).collect::<Vec<_>>();
+        others.sort_unstable_by_key(|lease| lease.subnets);
+        let unchanged = {
+            let status = self.board.subscribe();
+            let status = status.borrow();
+            status.peers.len() == others.len()
+                && status.skipped.len() == self.leases.skipped.len()
+                && status.peers.iter().zip(&others).all(|(is, lease)| *is == peer(plan, lease))
+                && status.skipped.iter().all(|is| self.leases.skipped.get(&is.key) == Some(&is.reason))
+        };
+        if unchanged {
+            return;
+        }
+        self.board.update(|status| {
+            status.peers = others.iter().map(|lease| peer(plan, lease)).collect();
+            let skipped = self.leases.skipped.iter();
+            status.skipped = skipped
+                .map(|(key, reason)| status::Skipped { key: key.clone(), reason: reason.clone() })
+                .collect();
+        });
+        for (key, reason) in &self.leases.skipped {
+            tracing::warn!(key, reason, "skipping a record of the store");
+        }
+        for (subnets, path) in &plan.peers {
+            if let Err(reason) = path {
+                tracing::warn!(%subnets, reason, "a peer cannot be reached");
+            }
+        }
+    }
+}
+
+fn peer(plan: &Plan, lease: &Lease) -> status::Peer {
+    let (path, refused) = match plan.peers.get(&lease.subnets) {
+        Some(Ok(path)) => ((*path).into(), None),
+        Some(Err(reason)) => (status::PeerPath::None, Some(reason.clone())),
+        None => (status::PeerPath::None, None),
+    };
+    status::Peer {
+        ipv4: lease.subnets.ipv4,
+        ipv6: lease.subnets.ipv6,
+        public_ipv4: lease.attributes.public_ipv4,
+        public_ipv6: lease.attributes.public_ipv6,
+        path,
+        refused,
+    }
+}
+
+/// The host's own routes, as far as a plan looks at them.
+fn underlay(observed: &Observed, ownership: &Ownership) -> Vec<UnderlayRoute> {
+    let foreign = observed.routes.iter().filter(|route| !ownership.owns_route(route));
+    foreign
+        .filter_map(|route| {
+            let (link, reach) = match route.target {
+                Target::Device(link) => (link, Reach::Direct),
+                Target::Via(next_hop) => (next_hop.link, Reach::Gateway),
+                // Not one device, or none that we know of: not a way to be sure of.
+                Target::NextHopObject(_) | Target::Blackhole | Target::Other => return None,
+            };
+            Some(UnderlayRoute { destination: route.destination, link, reach })
+        })
+        .collect()
+}
+
+/// Whether a change is about the node itself, without which it carries no traffic at all. A sysctl
+/// that cannot be written (a container with a read-only /proc/sys) is most often right already for
+/// somebody else's reasons; it is reported, and does not hold the node back.
+fn concerns_node(change: &Change) -> bool {
+    matches!(
+        change,
+        Change::CreateLink(_)
+            | Change::DeleteLink(_)
+            | Change::SetMtu(..)
+            | Change::SetMac(..)
+            | Change::SetUp(_)
+            | Change::AddAddress(..)
+            | Change::SetTable(_)
+    )
+}
+
+/// One line for each node that came, went or changed.
+fn log_peers(before: &LeaseSet, after: &LeaseSet, own: Subnets) {
+    for lease in after.iter().filter(|lease| lease.subnets != own) {
+        let verb = if before.get(&lease.subnets).is_some() { "changed" } else { "came" };
+        let at = addresses(lease);
+        tracing::info!(subnets = %lease.subnets, at, "a node {verb}");
+    }
+    for lease in before.iter().filter(|lease| lease.subnets != own && after.get(&lease.subnets).is_none()) {
+        tracing::info!(subnets = %lease.subnets, at = addresses(lease), "a node left");
+    }
+}
+
+fn addresses(lease: &Lease) -> String {
+    let addresses: Vec<_> = lease.attributes.public_addresses().map(|ip| ip.to_string()).collect();
+    addresses.join(" ")
+}
+
+/// The text of a change without the body of a table.
+pub(crate) fn first_line(change: &Change) -> String {
+    if let Change::SetTable(table) = change {
+        return format!("nft replace table {}", table.name);
+    }
+    change.to_string()
+}
+
+/// A random number from 0 to 1.
+pub(crate) fn jitter() -> f64 {
+    let random = RandomState::new().hash_one(0u8);
+    random as f64 / u64::MAX as f64
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,173 @@
+//! When the next full comparison with the kernel is due. A pure state machine: it is told what
+//! happens and when, and answers with a moment.
+//!
+//! Four things make a pass due, the earliest counts:
+//!
+//! * the **timer**, for what no notification told;
+//! * **leases changed**: their quick answer has been applied already, so the pass waits until they
+//!   have been quiet for [`QUIET`], at most [`PATIENCE`];
+//! * **the kernel changed**: after [`ECHO`], which gathers a burst into one pass. Our own changes come
+//!   back as notifications too; the pass that they cause finds nothing to do, changes nothing, and
+//!   so ends the echo. On a busy host each pass is followed by a rest of ten times its duration;
+//! * **a failure**: after a pause that doubles from [`FIRST_RETRY`] up to the timer's interval.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How long leases must have been quiet.
+pub const QUIET: Duration = Duration::from_millis(100);
+/// How long a pass waits for leases to become quiet.
+pub const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a notification of the kernel waits for others.
+pub const ECHO: Duration = Duration::from_millis(10);
+/// The first pause after a failure.
+pub const FIRST_RETRY: Duration = Duration::from_millis(100);
+/// The longest rest after a pass, which bounds how long anything stays broken.
+const LONGEST_REST: Duration = Duration::from_millis(900);
+
+/// When the next pass is due.
+#[derive(Debug, Clone)]
+pub struct Schedule {
+    interval: Duration,
+    timer: Instant,
+    /// First and latest change of the leases since the last pass.
+    leases: Option<(Instant, Instant)>,
+    kernel: Option<Instant>,
+    retry: Option<Instant>,
+    failures: u32,
+    rested: Instant,
+}
+
+impl Schedule {
+    /// A schedule whose first pass is due at once.
+    pub fn new(now: Instant, interval: Duration) -> Schedule {
+        Schedule { interval, timer: now, leases: None, kernel: None, retry: None, failures: 0, rested: now }
+    }
+
+    /// Something changed that cannot wait.
+    pub fn at_once(&mut self, now: Instant) {
+        self.timer = self.timer.min(now);
+    }
+
+    /// Leases changed, and the quick answer has been applied.
+    pub fn leases_changed(&mut self, now: Instant) {
+        let first = self.leases.map_or(now, |(first, _)| first);
+        self.leases = Some((first, now));
+    }
+
+    /// The kernel changed, perhaps by our own doing.
+    pub fn kernel_changed(&mut self, now: Instant) {
+        self.kernel.get_or_insert(now);
+    }
+
+    /// A pass that began at `began` ended. `jitter` is a random number from 0 to 1, so that a
+    /// thousand nodes started together do not stay together.
+    pub fn passed(&mut self, began: Instant, now: Instant, failed: bool, jitter: f64) {
+        self.leases = None;
+        self.kernel = None;
+        let spread = |pause: Duration| pause.mul_f64(0.75 + jitter / 2.0);
+        self.timer = now + spread(self.interval);
+        self.rested = now + ((now - began) * 10).min(LONGEST_REST);
+        if failed {
+            let pause = FIRST_RETRY * 2u32.saturating_pow(self.failures.min(16));
+            self.failures = self.failures.saturating_add(1);
+            self.retry = Some(now + spread(pause.min(self.interval)));
+        } else {
+            self.failures = 0;
+            self.retry = None;
+        }
+    }
+
+    /// The moment of the next pass.
+    pub fn due(&self) -> Instant {
+        let leases =
+            self.leases.map(|(first, latest)| (latest + QUIET).min(first + PATIENCE).max(self.rested));
+        // While leases change, notifications are most likely the echo of the quick answers.
+        let kernel = self.kernel.filter(|_| leases.is_none()).map(|at| (at + ECHO).max(self.rested));
+        [leases, kernel, self.retry].into_iter().flatten().fold(self.timer, Instant::min)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(10);
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    /// A schedule after a first pass that took no time.
+    fn idle() -> (Instant, Schedule) {
+        let start = Instant::now();
+        let mut schedule = Schedule::new(start, INTERVAL);
+        assert_eq!(schedule.due(), start);
+        schedule.passed(start, start, false, 0.5);
+        (start, schedule)
+    }
+
+    #[test]
+    fn the_timer_comes_again_and_is_spread() {
+        let (start, mut schedule) = idle();
+        assert_eq!(schedule.due() - start, INTERVAL);
+        schedule.passed(start, start, false, 0.0);
+        assert_eq!(schedule.due() - start, INTERVAL.mul_f64(0.75));
+        schedule.passed(start, start, false, 1.0);
+        assert_eq!(schedule.due() - start, INTERVAL.mul_f64(1.25));
+    }
+
+    #[test]
+    fn changing_leases_are_waited_for_but_not_for_ever() {
+        let (start, mut schedule) = idle();
+        schedule.leases_changed(start);
+        assert_eq!(schedule.due() - start, QUIET);
+        for step in 1..=30 {
+            schedule.leases_changed(start + ms(50 * step));
+        }
+        assert_eq!(schedule.due() - start, PATIENCE);
+    }
+
+    #[test]
+    fn a_burst_of_notifications_is_one_pass() {
+        let (start, mut schedule) = idle();
+        for step in 0..8 {
+            schedule.kernel_changed(start + ms(step));
+        }
+        assert_eq!(schedule.due() - start, ECHO);
+    }
+
+    #[test]
+    fn the_echo_of_a_quick_answer_does_not_cut_the_wait_short() {
+        let (start, mut schedule) = idle();
+        schedule.leases_changed(start);
+        schedule.kernel_changed(start + ms(1));
+        assert_eq!(schedule.due() - start, QUIET);
+    }
+
+    #[test]
+    fn a_busy_kernel_gets_a_tenth_of_the_time_and_is_never_left_for_a_second() {
+        let (start, mut schedule) = idle();
+        schedule.passed(start, start + ms(20), false, 0.5);
+        schedule.kernel_changed(start + ms(21));
+        assert_eq!(schedule.due() - start, ms(20 + 200));
+        schedule.passed(start, start + ms(500), false, 0.5);
+        schedule.kernel_changed(start + ms(501));
+        assert_eq!(schedule.due() - start, ms(500 + 900));
+    }
+
+    #[test]
+    fn failures_are_tried_again_ever_more_slowly_up_to_the_interval() {
+        let (start, mut schedule) = idle();
+        let mut pauses = Vec::new();
+        for _ in 0..9 {
+            schedule.passed(start, start, true, 0.5);
+            pauses.push((schedule.due() - start).as_millis());
+        }
+        assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+        schedule.passed(start, start, false, 0.5);
+        schedule.passed(start, start, true, 0.5);
+        assert_eq!(schedule.due() - start, FIRST_RETRY, "a success starts over");
+    }
+}

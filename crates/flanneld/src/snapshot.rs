@@ -1,0 +1,173 @@
+//! The leases last known to be good, on disk: what a node starts from while its store is away.
+
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use fabric::backend::VtepMacs;
+use fabric::lease::{Attributes, Lease, LeaseSet, Subnets};
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::whole_file;
+
+/// The form of the file; another one is not read.
+const VERSION: u32 = 1;
+
+/// Everything that a node needs to carry on where it left off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Which store this is of; that of another is of no use.
+    pub store: String,
+    /// The network configuration, as it is written in the store.
+    pub network: String,
+    /// This node's lease.
+    pub own: Lease,
+    /// The addresses of its tunnel endpoints.
+    pub macs: VtepMacs,
+    /// All leases.
+    pub leases: LeaseSet,
+}
+
+impl Snapshot {
+    /// Reads the snapshot of `store`; none if there is none.
+    pub fn read(path: &Path, store: &str) -> anyhow::Result<Option<Snapshot>> {
+        let text = match std::fs::read(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
+        };
+        let snapshot = parse(&text).with_context(|| format!("reading {}", path.display()))?;
+        Ok((snapshot.store == store).then_some(snapshot))
+    }
+
+    /// Replaces the file.
+    pub fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let file = FileOut {
+            version: VERSION,
+            store: &self.store,
+            network: &self.network,
+            own: Record::of(&self.own),
+            vtep_mac: self.macs.ipv4.map(|mac| mac.to_string()),
+            vtep_v6_mac: self.macs.ipv6.map(|mac| mac.to_string()),
+            leases: Leases(&self.leases),
+        };
+        whole_file::write(path, |to| {
+            serde_json::to_writer(&mut *to, &file)?;
+            to.write_all(b"\n")
+        })
+    }
+}
+
+fn parse(text: &[u8]) -> anyhow::Result<Snapshot> {
+    let file: FileIn = serde_json::from_slice(text)?;
+    if file.version != VERSION {
+        bail!("its version is {}, want {VERSION}", file.version);
+    }
+    let mac = |text: Option<String>| text.map(|text| text.parse()).transpose();
+    Ok(Snapshot {
+        store: file.store,
+        network: file.network,
+        own: file.own.lease()?,
+        macs: VtepMacs { ipv4: mac(file.vtep_mac)?, ipv6: mac(file.vtep_v6_mac)? },
+        leases: file.leases.into_iter().map(Record::lease).collect::<Result<_, _>>()?,
+    })
+}
+
+/// The file as it is written: the leases one after the other, never a second copy of all.
+#[derive(Serialize)]
+struct FileOut<'a> {
+    version: u32,
+    store: &'a str,
+    network: &'a str,
+    own: Record,
+    vtep_mac: Option<String>,
+    vtep_v6_mac: Option<String>,
+    leases: Leases<'a>,
+}
+
+struct Leases<'a>(&'a LeaseSet);
+
+impl Serialize for Leases<'_> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(self.0.iter().map(|lease| Record::of(lease)))
+    }
+}
+
+/// The file as it is read.
+#[derive(Deserialize)]
+struct FileIn {
+    version: u32,
+    store: String,
+    network: String,
+    own: Record,
+    vtep_mac: Option<String>,
+    vtep_v6_mac: Option<String>,
+    leases: Vec<Record>,
+}
+
+/// A lease: its key and value as in the store.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    key: String,
+    value: Attributes,
+    created: u64,
+}
+
+impl Record {
+    fn of(lease: &Lease) -> Record {
+        Record { key: lease.subnets.key(), value: lease.attributes.clone(), created: lease.created }
+    }
+
+    fn lease(self) -> anyhow::Result<Lease> {
+        Ok(Lease { subnets: Subnets::from_key(&self.key)?, attributes: self.value, created: self.created })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot() -> Snapshot {
+        let lease = |key: &str, created| {
+            Lease {
+            subnets: Subnets::from_key(key).unwrap(),
+            attributes: Attributes::from_json(
+                br#"{"PublicIP":"192.0.2.1","PublicIPv6":"fd00::1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:2a:01:02:03:04"}}"#,
+            )
+            .unwrap(),
+            created,
+        }
+        };
+        Snapshot {
+            store: "etcd at http://127.0.0.1:2379".to_owned(),
+            network: r#"{"Network":"10.5.0.0/16"}"#.to_owned(),
+            own: lease("10.5.1.0-24&fd00:0:0:1::-64", 4),
+            macs: VtepMacs { ipv4: Some("0e:2a:01:02:03:04".parse().unwrap()), ipv6: None },
+            leases: [lease("10.5.1.0-24&fd00:0:0:1::-64", 4), lease("10.5.2.0-24", 7)].into_iter().collect(),
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("leases.json");
+        assert_eq!(Snapshot::read(&path, "any").unwrap(), None);
+        let snapshot = snapshot();
+        snapshot.write(&path).unwrap();
+        assert_eq!(Snapshot::read(&path, &snapshot.store).unwrap(), Some(snapshot));
+        assert_eq!(Snapshot::read(&path, "etcd at http://192.0.2.9:2379").unwrap(), None, "of another store");
+    }
+
+    #[test]
+    fn no_beginning_of_a_file_is_taken_for_a_snapshot() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("leases.json");
+        snapshot().write(&path).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        for len in 0..whole.len() - 1 {
+            std::fs::write(&path, &whole[..len]).unwrap();
+            let error = Snapshot::read(&path, "any").unwrap_err();
+            assert!(format!("{error:#}").contains("leases.json"), "{error:#}");
+        }
+    }
+}

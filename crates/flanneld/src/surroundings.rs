@@ -1,0 +1,90 @@
+//! Reads from the kernel what [`crate::interface`] decides from.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::Context;
+use ipnet::IpNet;
+use kernel::address;
+use kernel::link;
+use kernel::netlink::{Protocol, Socket};
+use kernel::route::{self, Found, FoundTarget};
+
+use crate::interface::{Address, DefaultRoute, Interface, Reached, Surroundings};
+
+/// `IFF_LOOPBACK`
+const LOOPBACK: u32 = 1 << 3;
+/// `IFA_F_DADFAILED` and `IFA_F_TENTATIVE`: not to be used, or not yet.
+const UNUSABLE: u32 = 0x08 | 0x40;
+/// `IFA_F_DEPRECATED`
+const DEPRECATED: u32 = 0x20;
+/// `IFA_F_PERMANENT`
+const PERMANENT: u32 = 0x80;
+
+/// The host's interfaces, default routes, and the way to `can_reach`.
+pub fn read(can_reach: Option<IpAddr>, networks: Vec<IpNet>) -> anyhow::Result<Surroundings> {
+    let mut socket = Socket::open(Protocol::Route).context("opening a netlink socket")?;
+    let links = link::list(&mut socket)?;
+    let names: BTreeMap<u32, _> = links.iter().map(|link| (link.index, link.name)).collect();
+    let addresses = address::list(&mut socket, None)?;
+    let interfaces = links
+        .iter()
+        .map(|link| Interface {
+            name: link.name,
+            mtu: link.mtu,
+            up: link.is_up(),
+            loopback: link.flags & LOOPBACK != 0,
+            kind: link.kind.name().to_owned(),
+            addresses: addresses
+                .iter()
+                .filter(|address| address.link == link.index)
+                .map(as_address)
+                .collect(),
+        })
+        .collect();
+
+    let mut defaults: Vec<_> = route::list(&mut socket)?;
+    defaults.retain(|route| route.destination.prefix_len() == 0);
+    defaults.sort_by_key(|route| route.metric);
+    let default_routes = defaults
+        .iter()
+        .filter_map(|route| {
+            let link = names.get(&way_out(&mut socket, route)?)?;
+            Some(DefaultRoute { ipv6: route.destination.addr().is_ipv6(), links: vec![*link] })
+        })
+        .collect();
+
+    let reached = can_reach.map(|target| {
+        let way = route::lookup(&mut socket, target).map_err(|error| error.to_string())?;
+        let link = *names.get(&way.link).ok_or("through a device that is gone")?;
+        Ok(Reached { link, source: way.source })
+    });
+    Ok(Surroundings { interfaces, default_routes, reached, networks })
+}
+
+fn as_address(address: &address::Address) -> Address {
+    Address {
+        ip: address.net.addr(),
+        deprecated: address.flags & DEPRECATED != 0,
+        unusable: address.flags & UNUSABLE != 0,
+        temporary: address.is_temporary(),
+        permanent: address.flags & PERMANENT != 0,
+    }
+}
+
+/// The device that a default route leads through. Of a route with several next hops, or with a
+/// next-hop object, it is the one that the kernel would take to a documentation address (RFC 5737,
+/// RFC 3849), to which nobody has a more special route.
+fn way_out(socket: &mut Socket, route: &Found) -> Option<u32> {
+    match route.target {
+        FoundTarget::Via { link, .. } | FoundTarget::Device(link) => Some(link),
+        FoundTarget::Blackhole => None,
+        FoundTarget::NextHopObject(_) | FoundTarget::Other => {
+            let anywhere = match route.destination {
+                IpNet::V4(_) => IpAddr::from(Ipv4Addr::new(198, 51, 100, 1)),
+                IpNet::V6(_) => IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+            };
+            route::lookup(socket, anywhere).ok().map(|way| way.link)
+        }
+    }
+}

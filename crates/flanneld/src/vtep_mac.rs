@@ -1,0 +1,154 @@
+//! The Ethernet addresses of this node's tunnel endpoints, kept from one start to the next: peers
+//! have them as permanent entries, and a new one would cut them off until they have heard of it.
+//!
+//! In this order: that of the device, if it is there; that in this node's lease in the store; that
+//! in the snapshot; else a new one.
+
+use fabric::Mac;
+use fabric::backend::{Backend, VtepMacs};
+use fabric::config::NetworkConfig;
+use fabric::dataplane::{LinkKind, ObservedLinkKind};
+use fabric::host::{ExternalInterface, Host, RouteStyle};
+use fabric::lease::{Lease, LeaseSet, Subnets};
+use fabric::plan::{Intent, Options};
+use kernel::{Kernel, Scope};
+use serde_json::value::RawValue;
+
+/// The addresses of the devices that are there.
+pub fn of_devices(
+    kernel: &mut impl Kernel,
+    config: &NetworkConfig,
+    (external, options): (&ExternalInterface, &Options),
+) -> anyhow::Result<VtepMacs> {
+    let any = Mac::locally_administered([0; 6]);
+    let host = Host {
+        external: external.clone(),
+        own: Subnets::default(),
+        underlay: Vec::new(),
+        route_style: RouteStyle::Plain,
+    };
+    let macs = VtepMacs { ipv4: Some(any), ipv6: Some(any) };
+    let intent = Intent { config: config.clone(), options: options.clone(), host, macs };
+    let wanted = intent.plan(&LeaseSet::default()).dataplane.links;
+    let observed = kernel.observe(&Scope::default())?;
+    let mut macs = VtepMacs::default();
+    for link in wanted.values() {
+        let LinkKind::Vxlan(vxlan) = &link.kind;
+        // One with other parameters is made anew, and may keep its address then as well.
+        let mac =
+            observed.links.get(&link.name).filter(|is| matches!(is.kind, ObservedLinkKind::Vxlan { .. }));
+        let mac = mac.and_then(|is| is.mac).filter(|mac| !mac.is_zero());
+        if vxlan.local.is_ipv4() {
+            macs.ipv4 = mac;
+        } else {
+            macs.ipv6 = mac;
+        }
+    }
+    Ok(macs)
+}
+
+/// The addresses in the lease that this node has from an earlier run.
+pub fn of_lease(leases: &LeaseSet, external: &ExternalInterface, previous: Subnets) -> VtepMacs {
+    let ours = |lease: &&std::sync::Arc<Lease>| {
+        let public = (lease.attributes.public_ipv4, lease.attributes.public_ipv6);
+        lease.subnets == previous || public == (external.public_ipv4, external.public_ipv6)
+    };
+    let Some(lease) = leases.iter().find(ours) else { return VtepMacs::default() };
+    VtepMacs {
+        ipv4: lease.attributes.backend_data.as_deref().and_then(vtep_mac),
+        ipv6: lease.attributes.backend_v6_data.as_deref().and_then(vtep_mac),
+    }
+}
+
+/// The first that is known of each family, in order; new ones where none is.
+pub fn first_known(config: &NetworkConfig, candidates: &[VtepMacs]) -> VtepMacs {
+    let Backend::Vxlan(vxlan) = &config.backend else { return VtepMacs::default() };
+    let generate = || {
+        let mut octets = [0; 6];
+        // The kernel gives up to 256 octets without fail once it has booted.
+        let filled = rustix::rand::getrandom(&mut octets, rustix::rand::GetRandomFlags::empty());
+        debug_assert_eq!(filled, Ok(octets.len()));
+        vxlan.generate_mac(octets)
+    };
+    let known = |family: fn(&VtepMacs) -> Option<Mac>| candidates.iter().find_map(family);
+    VtepMacs {
+        ipv4: config.ipv4.map(|_| known(|macs| macs.ipv4).unwrap_or_else(generate)),
+        ipv6: config.ipv6.map(|_| known(|macs| macs.ipv6).unwrap_or_else(generate)),
+    }
+}
+
+/// Whether every family that needs one has one.
+pub fn complete(config: &NetworkConfig, macs: VtepMacs) -> bool {
+    !matches!(config.backend, Backend::Vxlan(_))
+        || ((config.ipv4.is_none() || macs.ipv4.is_some()) && (config.ipv6.is_none() || macs.ipv6.is_some()))
+}
+
+fn vtep_mac(data: &RawValue) -> Option<Mac> {
+    let data: serde_json::Value = serde_json::from_str(data.get()).ok()?;
+    data.get("VtepMAC")?.as_str()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use fabric::lease::Attributes;
+
+    use super::*;
+
+    fn config(json: &str) -> NetworkConfig {
+        NetworkConfig::from_json(json).unwrap()
+    }
+
+    fn external() -> ExternalInterface {
+        ExternalInterface {
+            link: "eth0".parse().unwrap(),
+            mtu: 1500,
+            ipv4: Some([192, 0, 2, 1].into()),
+            ipv6: None,
+            public_ipv4: Some([192, 0, 2, 1].into()),
+            public_ipv6: None,
+        }
+    }
+
+    #[test]
+    fn a_lease_of_ours_is_known_by_address_or_subnet() {
+        let lease = |key: &str, ip: &str, mac: &str| {
+            Lease {
+            subnets: Subnets::from_key(key).unwrap(),
+            attributes: Attributes::from_json(
+                format!(r#"{{"PublicIP":"{ip}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#)
+                    .as_bytes(),
+            )
+            .unwrap(),
+            created: 1,
+        }
+        };
+        let leases: LeaseSet = [
+            lease("10.5.1.0-24", "192.0.2.1", "0e:00:00:00:00:01"),
+            lease("10.5.2.0-24", "192.0.2.2", "0e:00:00:00:00:02"),
+        ]
+        .into_iter()
+        .collect();
+        let mac = |text: &str| Some(text.parse::<Mac>().unwrap());
+        assert_eq!(of_lease(&leases, &external(), Subnets::default()).ipv4, mac("0e:00:00:00:00:01"));
+        let mut moved = external();
+        moved.public_ipv4 = Some([192, 0, 2, 9].into());
+        let previous = Subnets::from_key("10.5.2.0-24").unwrap();
+        assert_eq!(of_lease(&leases, &moved, previous).ipv4, mac("0e:00:00:00:00:02"));
+        assert_eq!(of_lease(&leases, &moved, Subnets::default()), VtepMacs::default());
+    }
+
+    #[test]
+    fn the_first_known_counts_and_new_ones_are_unicast_local_and_different() {
+        let config = config(
+            r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48","Backend":{"Type":"vxlan"}}"#,
+        );
+        let mac: Mac = "0e:00:00:00:00:01".parse().unwrap();
+        let known = VtepMacs { ipv4: Some(mac), ipv6: None };
+        let macs = first_known(&config, &[VtepMacs::default(), known]);
+        assert_eq!(macs.ipv4, Some(mac));
+        let again = first_known(&config, &[known]);
+        assert_ne!(macs.ipv6, again.ipv6);
+        assert_eq!(macs.ipv6.unwrap().0[0] & 3, 2);
+        assert!(complete(&config, macs) && !complete(&config, known));
+    }
+}
