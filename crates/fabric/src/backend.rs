@@ -149,6 +149,11 @@ impl Backend {
         }
     }
 
+    /// Whether a lease could be programmed, were it the only one.
+    pub(crate) fn accepts(&self, config: &NetworkConfig, host: &Host, lease: &Lease) -> bool {
+        self.peer(config, host, lease, &mut Dataplane::default()).is_ok()
+    }
+
     /// Whether pods can be served from this interface; if not, why (host-gw behind NAT, an MTU that
     /// is too small, an address that is missing).
     pub fn check(&self, config: &NetworkConfig, external: &ExternalInterface) -> Result<(), String> {
@@ -194,11 +199,6 @@ fn checked(network: &IpNet, host: &Host, lease: &Lease) -> Result<Peer, String> 
     if !network.contains(&subnet) || network.prefix_len() == subnet.prefix_len() {
         return Err(format!("{subnet} is not a part of the network {network}"));
     }
-    if let Some(own) = own
-        && (own.contains(&subnet) || subnet.contains(&own))
-    {
-        return Err(format!("{subnet} overlaps {own}, which is this node's own"));
-    }
     let public = public.ok_or("the lease names no address of the node for this family")?;
     if !could_be_a_node(public) {
         return Err(format!("the node's address {public} is not that of a node"));
@@ -207,6 +207,11 @@ fn checked(network: &IpNet, host: &Host, lease: &Lease) -> Result<Peer, String> 
         return Err(format!(
             "the node's address {public} is this node's own; an old lease of this node, or a copied address"
         ));
+    }
+    if let Some(own) = own
+        && (own.contains(&subnet) || subnet.contains(&own))
+    {
+        return Err(format!("{subnet} overlaps {own}, which is this node's own"));
     }
     if let Some(caught) = ours.into_iter().flatten().chain([public]).find(|ip| subnet.contains(ip)) {
         return Err(format!("{subnet} contains {caught}, a node's address, which would be cut off"));

@@ -416,7 +416,9 @@ fn ipv6_address(field: &Field<'_>) -> Result<Option<Ipv6Addr>, ConfigError> {
     let address = match text.parse() {
         Ok(IpAddr::V6(ip)) => ip,
         Ok(IpAddr::V4(_)) => {
-            return Err(field.refuse("invalid IPv6 address format", "an IPv6 address such as fd00:10:244:1::"));
+            return Err(
+                field.refuse("invalid IPv6 address format", "an IPv6 address such as fd00:10:244:1::")
+            );
         }
         Err(_) => {
             return Err(field.refuse("invalid IP address format", "an IPv6 address such as fd00:10:244:1::"));

@@ -3,11 +3,13 @@
 //! A [`Dataplane`] is a closed set of kernel objects, IPv4 and IPv6 side by side. [`Observed`] is
 //! what one look at the kernel gave. [`changes`] compares the two by the kernel's own keys and says
 //! what to do, as [`Change`]s, in an order that the kernel accepts:
-//! sysctl → link → address → neighbor → FDB → next hop → route → firewall, removals after, in
+//! link → sysctl → address → neighbor → FDB → next hop → route → firewall, removals after, in
 //! reverse. A change displays as the iproute2 or nft command that makes it.
 
 mod change;
 mod difference;
+#[cfg(test)]
+pub(crate) mod model;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

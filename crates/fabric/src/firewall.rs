@@ -211,7 +211,8 @@ pub mod priority {
 }
 
 impl Table {
-    /// The commands that make this table from nothing, for `nft -f`; see also [`Self::listing`].
+    /// The commands that make this table from nothing or in the place of another, for `nft -f`; its
+    /// listing is the table's own text.
     pub fn script(&self) -> String {
         // Adding first makes the deletion of a table that is not there no error.
         format!("add table {name}\ndelete table {name}\n{self}", name = self.name)

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use imbl::OrdMap;
+use imbl::{OrdMap, OrdSet};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -54,8 +54,9 @@ impl Subnets {
 
     /// Reads the last part of a lease's key.
     ///
-    /// Stricter than the original in one point: it reads the end of any text, so that
-    /// `abc10.5.1.0-24` passes; here the whole text must be a key.
+    /// Stricter than the original in two points. It reads the end of any text, so that
+    /// `abc10.5.1.0-24` passes; here the whole text must be a key. And it takes an address inside a
+    /// subnet, such as `10.5.1.7-24`, for which no route can be made.
     pub fn from_key(key: &str) -> Result<Subnets, SubnetsKeyError> {
         let bad = |why| SubnetsKeyError { key: key.to_owned(), why };
         let (ipv4_text, ipv6_text) = match key.split_once('&') {
@@ -76,8 +77,8 @@ impl Subnets {
             Some(text) => {
                 let (address, len) =
                     text.split_once('-').ok_or_else(|| bad("no '-' before the IPv6 prefix length"))?;
-                if address.bytes().any(|byte| byte.is_ascii_uppercase()) {
-                    return Err(bad("the IPv6 address has upper-case digits"));
+                if !address.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b':')) {
+                    return Err(bad("the IPv6 address has other letters than 0-9, a-f and ':'"));
                 }
                 let address: Ipv6Addr =
                     address.parse().map_err(|_| bad("the IPv6 address cannot be read"))?;
@@ -170,7 +171,9 @@ impl Attributes {
 
 impl PartialEq for Attributes {
     fn eq(&self, other: &Attributes) -> bool {
-        let raw = |value: &Option<Box<RawValue>>| value.as_ref().map(|raw| raw.get().to_owned());
+        fn raw(value: &Option<Box<RawValue>>) -> Option<&str> {
+            value.as_deref().map(RawValue::get)
+        }
         self.public_ipv4 == other.public_ipv4
             && self.public_ipv6 == other.public_ipv6
             && self.backend_type == other.backend_type
@@ -223,7 +226,12 @@ pub struct Skipped {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LeaseSet {
     leases: OrdMap<Subnets, Arc<Lease>>,
-    by_ipv6: OrdMap<Ipv6Net, Subnets>,
+    /// The leases by IPv6 subnet; several may claim the same one.
+    by_ipv6: OrdSet<(Ipv6Net, Subnets)>,
+    /// How many leases there are of each prefix length. Nearly all have one and the same, which
+    /// saves looking for longer and shorter ones that overlap.
+    ipv4_lens: OrdMap<u8, usize>,
+    ipv6_lens: OrdMap<u8, usize>,
     /// Records that could not be read, by key.
     pub skipped: OrdMap<String, String>,
 }
@@ -231,20 +239,39 @@ pub struct LeaseSet {
 impl LeaseSet {
     /// Adds a lease or replaces the one with the same subnets.
     pub fn insert(&mut self, lease: Lease) {
-        if let Some(ipv6) = lease.subnets.ipv6 {
-            self.by_ipv6.insert(ipv6, lease.subnets);
+        self.insert_shared(Arc::new(lease));
+    }
+
+    /// Adds leases of another set without copying them.
+    pub(crate) fn extend_shared<'a>(&mut self, leases: impl Iterator<Item = &'a Arc<Lease>>) {
+        leases.for_each(|lease| self.insert_shared(Arc::clone(lease)));
+    }
+
+    fn insert_shared(&mut self, lease: Arc<Lease>) {
+        let subnets = lease.subnets;
+        if self.leases.insert(subnets, lease).is_some() {
+            return;
         }
-        self.leases.insert(lease.subnets, Arc::new(lease));
+        if let Some(ipv4) = subnets.ipv4 {
+            *self.ipv4_lens.entry(ipv4.prefix_len()).or_insert(0) += 1;
+        }
+        if let Some(ipv6) = subnets.ipv6 {
+            *self.ipv6_lens.entry(ipv6.prefix_len()).or_insert(0) += 1;
+            self.by_ipv6.insert((ipv6, subnets));
+        }
     }
 
     /// Takes a lease out.
     pub fn remove(&mut self, subnets: &Subnets) -> Option<Arc<Lease>> {
-        if let Some(ipv6) = subnets.ipv6
-            && self.by_ipv6.get(&ipv6) == Some(subnets)
-        {
-            self.by_ipv6.remove(&ipv6);
+        let lease = self.leases.remove(subnets)?;
+        if let Some(ipv4) = subnets.ipv4 {
+            count_down(&mut self.ipv4_lens, ipv4.prefix_len());
         }
-        self.leases.remove(subnets)
+        if let Some(ipv6) = subnets.ipv6 {
+            count_down(&mut self.ipv6_lens, ipv6.prefix_len());
+            self.by_ipv6.remove(&(ipv6, *subnets));
+        }
+        Some(lease)
     }
 
     /// The lease with exactly these subnets.
@@ -274,11 +301,11 @@ impl LeaseSet {
         let (mut before, mut after) = (LeaseSet::default(), LeaseSet::default());
         for item in self.leases.diff(&next.leases) {
             match item {
-                imbl::ordmap::DiffItem::Add(_, new) => after.insert(Lease::clone(new)),
-                imbl::ordmap::DiffItem::Remove(_, old) => before.insert(Lease::clone(old)),
+                imbl::ordmap::DiffItem::Add(_, new) => after.insert_shared(Arc::clone(new)),
+                imbl::ordmap::DiffItem::Remove(_, old) => before.insert_shared(Arc::clone(old)),
                 imbl::ordmap::DiffItem::Update { old: (_, old), new: (_, new) } => {
-                    before.insert(Lease::clone(old));
-                    after.insert(Lease::clone(new));
+                    before.insert_shared(Arc::clone(old));
+                    after.insert_shared(Arc::clone(new));
                 }
             }
         }
@@ -290,10 +317,22 @@ impl LeaseSet {
     /// The older record wins; of two equally old ones, the one with the smaller subnets key. Every
     /// node decides alike, so that at most one of two claimants is programmed anywhere.
     pub fn rival(&self, lease: &Lease) -> Option<&Arc<Lease>> {
+        self.rivals(lease).next()
+    }
+
+    /// All leases that claim addresses of `lease` and have the better right to them, see
+    /// [`Self::rival`]. One that claims addresses of both families may come twice.
+    pub fn rivals(&self, lease: &Lease) -> impl Iterator<Item = &Arc<Lease>> {
         let right = |lease: &Lease| (lease.created, lease.subnets);
-        let ipv4 = lease.subnets.ipv4.into_iter().flat_map(|net| self.overlapping_ipv4(net));
-        let ipv6 = lease.subnets.ipv6.into_iter().flat_map(|net| self.overlapping_ipv6(net));
-        ipv4.chain(ipv6).find(|other| other.subnets != lease.subnets && right(other) < right(lease))
+        let (subnets, mine) = (lease.subnets, right(lease));
+        self.overlapping(subnets).filter(move |other| other.subnets != subnets && right(other) < mine)
+    }
+
+    /// All leases that share an address with `subnets`, in either family.
+    pub fn overlapping(&self, subnets: Subnets) -> impl Iterator<Item = &Arc<Lease>> {
+        let ipv4 = subnets.ipv4.into_iter().flat_map(|net| self.overlapping_ipv4(net));
+        let ipv6 = subnets.ipv6.into_iter().flat_map(|net| self.overlapping_ipv6(net));
+        ipv4.chain(ipv6)
     }
 
     /// All leases whose IPv4 subnet shares an address with `net`.
@@ -301,8 +340,8 @@ impl LeaseSet {
     /// Two prefixes overlap only if one contains the other, so the answer is the at most 32
     /// prefixes that contain `net` and the contiguous range of those within it.
     pub fn overlapping_ipv4(&self, net: Ipv4Net) -> impl Iterator<Item = &Arc<Lease>> {
-        let containing = (0..net.prefix_len()).flat_map(move |len| {
-            let net = Ipv4Net::new_assert(net.addr(), len).trunc();
+        let containing = self.ipv4_lens.range(..net.prefix_len()).flat_map(move |(len, _)| {
+            let net = Ipv4Net::new_assert(net.addr(), *len).trunc();
             self.leases
                 .range(at_ipv4(net)..)
                 .take_while(move |(key, _)| key.ipv4 == Some(net))
@@ -320,16 +359,24 @@ impl LeaseSet {
 
     /// All leases whose IPv6 subnet shares an address with `net`.
     pub fn overlapping_ipv6(&self, net: Ipv6Net) -> impl Iterator<Item = &Arc<Lease>> {
-        let containing = (0..net.prefix_len())
-            .filter_map(move |len| self.by_ipv6.get(&Ipv6Net::new_assert(net.addr(), len).trunc()));
+        let containing = self.ipv6_lens.range(..net.prefix_len()).flat_map(move |(len, _)| {
+            let net = Ipv6Net::new_assert(net.addr(), *len).trunc();
+            self.by_ipv6.range((net, Subnets::default())..).take_while(move |(other, _)| *other == net)
+        });
         let first = Ipv6Net::new_assert(net.network(), 0);
         let within = self
             .by_ipv6
-            .range(first..)
+            .range((first, Subnets::default())..)
             .take_while(move |(other, _)| other.addr() <= net.broadcast())
-            .filter(move |(other, _)| other.prefix_len() >= net.prefix_len())
-            .map(|(_, key)| key);
-        containing.chain(within).filter_map(|key| self.leases.get(key))
+            .filter(move |(other, _)| other.prefix_len() >= net.prefix_len());
+        containing.chain(within).filter_map(|(_, key)| self.leases.get(key))
+    }
+}
+
+fn count_down(counts: &mut OrdMap<u8, usize>, len: u8) {
+    match counts.get_mut(&len) {
+        Some(count) if *count > 1 => *count -= 1,
+        _ => drop(counts.remove(&len)),
     }
 }
 
@@ -353,3 +400,6 @@ impl FromStr for Subnets {
         Subnets::from_key(key)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,6 +23,9 @@ pub mod plan;
 pub mod status;
 pub mod subnet_file;
 
+#[cfg(test)]
+mod fixture;
+
 pub use lease::{Attributes, Lease, LeaseSet, Subnets};
 pub use link_name::LinkName;
 pub use mac::Mac;

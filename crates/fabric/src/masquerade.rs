@@ -46,7 +46,7 @@ pub(crate) fn chain(
     }
     let family = |net: &&IpNet| net.addr().is_ipv4() == network.addr().is_ipv4();
     rules.extend(except.iter().filter(family).map(|net| match net.prefix_len() {
-        // The kernel has no match on nothing, so neither has nft's listing.
+        // Everywhere: nothing is left to compare.
         0 => Rule::new(vec![Source(Equal, network)], Verdict::Return),
         _ => Rule::new(vec![Source(Equal, network), Destination(Equal, net.trunc())], Verdict::Return),
     }));

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -79,13 +80,30 @@ impl Intent {
             some.iter().map(|lease| &**lease).filter(|lease| lease.subnets != host.own).collect();
         newest_first.sort_by_key(|lease| Reverse(lease.created));
         for lease in newest_first {
-            let path = match all.rival(lease) {
+            // A lease that would be refused anyhow (foreign, garbled) takes nothing from a good one.
+            let sound = |rival: &&Arc<Lease>| {
+                rival.subnets == host.own || config.backend.accepts(config, host, rival)
+            };
+            let path = match all.rivals(lease).find(sound) {
                 Some(rival) => Err(claimed_by(rival)),
                 None => config.backend.peer(config, host, lease, &mut plan.dataplane),
             };
             plan.peers.insert(lease.subnets, path);
         }
         plan
+    }
+
+    /// The plans for those leases alone that differ between two sets, and for those that dispute
+    /// addresses with one that differs: before and after. See `dataplane::between`.
+    pub fn plans_between(&self, before: &LeaseSet, after: &LeaseSet) -> (Plan, Plan) {
+        let (mut gone, mut come) = before.differences(after);
+        let changed: Vec<Subnets> = gone.iter().chain(come.iter()).map(|lease| lease.subnets).collect();
+        for subnets in changed {
+            // Who loses a rival comes into its rights.
+            gone.extend_shared(before.overlapping(subnets));
+            come.extend_shared(after.overlapping(subnets));
+        }
+        (self.plan_for(&gone, before), self.plan_for(&come, after))
     }
 
     /// What is ours on this node.

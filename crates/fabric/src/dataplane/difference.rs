@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Change, Dataplane, IpFamily, Link, LinkKind, Observed, Route};
+use super::{Change, Dataplane, IpFamily, Link, LinkKind, Observed, Route, Target};
 use crate::link_name::LinkName;
 use crate::ownership::Ownership;
 
@@ -24,16 +24,19 @@ pub fn changes(wanted: &Dataplane, observed: &Observed, ownership: &Ownership, p
     let mut changes = Vec::new();
     let mut removals = Vec::new();
 
+    let LinkChanges { made, readdressed } = link_changes(wanted, observed, &mut changes);
+    // What hangs on a device that is deleted goes with it, and what hangs on one that is down has
+    // gone already: the kernel drops routes and permanent neighbors at that moment.
+    let gone = |link: &LinkName| made.contains(link) || !observed.links.contains_key(link);
+
     for (path, value) in &wanted.sysctls {
-        // A kernel without the file (no IPv6, say) has nothing to set.
-        if observed.sysctls.get(path).is_some_and(|is| is != value) {
+        // A new device has its files with the kernel's defaults, whatever was read of an older one.
+        // Else, a kernel without the file (no IPv6, say) has nothing to set.
+        let new = sysctl_link(path).is_some_and(|link| made.contains(&link));
+        if new || observed.sysctls.get(path).is_some_and(|is| is != value) {
             changes.push(Change::SetSysctl(path.clone(), value.clone()));
         }
     }
-    let remade = link_changes(wanted, observed, &mut changes);
-    // What hangs on a device that is deleted goes with it, and what hangs on one that is down has
-    // gone already: the kernel drops routes and permanent neighbors at that moment.
-    let gone = |link: &LinkName| remade.contains(link) || !observed.links.contains_key(link);
 
     for (link, net) in &wanted.addresses {
         if gone(link) || !observed.addresses.contains(&(*link, *net)) {
@@ -47,12 +50,14 @@ pub fn changes(wanted: &Dataplane, observed: &Observed, ownership: &Ownership, p
     }
 
     for ((link, ip), mac) in &wanted.neighbors {
-        if gone(link) || observed.neighbors.get(&(*link, *ip)) != Some(mac) {
+        let kept = !gone(link) && !readdressed.contains(link);
+        if !kept || observed.neighbors.get(&(*link, *ip)) != Some(mac) {
             changes.push(Change::SetNeighbor(*link, *ip, *mac));
         }
     }
     for (link, ip) in observed.neighbors.keys() {
-        if !wanted.neighbors.contains_key(&(*link, *ip)) && !gone(link) && ownership.owns_link(link) {
+        let kept = !gone(link) && !readdressed.contains(link);
+        if !wanted.neighbors.contains_key(&(*link, *ip)) && kept && ownership.owns_link(link) {
             removals.push(Change::RemoveNeighbor(*link, *ip));
         }
     }
@@ -102,11 +107,23 @@ pub fn changes(wanted: &Dataplane, observed: &Observed, ownership: &Ownership, p
 /// The changes from one plan to the next, without a look at the kernel.
 ///
 /// This is the quick answer to a changed lease: both plans are made of the leases that changed
-/// alone, and the full comparison with the kernel follows shortly after.
+/// alone, and the full comparison with the kernel follows shortly after. Next-hop objects and FDB
+/// entries may serve other leases as well (two leases of one node), which such a plan does not know,
+/// so the removal of those is left to the full comparison; without a route they do nothing. Devices
+/// do not depend on leases and are left to it, too.
 pub fn between(before: &Dataplane, after: &Dataplane) -> Vec<Change> {
+    let on_links = |plan: &Dataplane| -> Vec<LinkName> {
+        let addresses = plan.addresses.iter().map(|(link, _)| *link);
+        let neighbors = plan.neighbors.keys().map(|(link, _)| *link);
+        let fdb = plan.fdb.keys().map(|(link, _)| *link);
+        let next_hops = plan.next_hops.values().map(|next_hop| next_hop.link);
+        let routes = plan.routes.iter().filter_map(Route::link);
+        addresses.chain(neighbors).chain(fdb).chain(next_hops).chain(routes).collect()
+    };
+    let links = on_links(before).into_iter().chain(on_links(after));
     let observed = Observed {
         sysctls: before.sysctls.clone(),
-        links: BTreeMap::new(),
+        links: links.map(|link| (link, super::ObservedLink::present())).collect(),
         addresses: before.addresses.clone(),
         neighbors: before.neighbors.clone(),
         fdb: before.fdb.iter().map(|((link, mac), to)| (*link, *mac, *to)).collect(),
@@ -115,26 +132,16 @@ pub fn between(before: &Dataplane, after: &Dataplane) -> Vec<Change> {
         tables: before.tables.clone(),
         accepted_forwards: BTreeMap::new(),
     };
-    let links: BTreeSet<LinkName> = observed
-        .neighbors
-        .keys()
-        .map(|(link, _)| *link)
-        .chain(observed.fdb.iter().map(|(link, ..)| *link))
-        .chain(after.neighbors.keys().map(|(link, _)| *link))
-        .collect();
-    let ownership = Ownership::everything();
-    let without_links = |plan: &Dataplane| Dataplane { links: BTreeMap::new(), ..plan.clone() };
-    let present = links
-        .into_iter()
-        .chain(before.links.keys().copied())
-        .chain(after.links.keys().copied())
-        .chain(before.routes.iter().chain(&after.routes).filter_map(Route::link))
-        .chain(before.next_hops.values().chain(after.next_hops.values()).map(|next_hop| next_hop.link))
-        .chain(after.addresses.iter().map(|(link, _)| *link))
-        .map(|link| (link, super::ObservedLink::present()))
-        .collect();
-    let observed = Observed { links: present, ..observed };
-    changes(&without_links(after), &observed, &ownership, Prune::Yes)
+    let after = Dataplane { links: BTreeMap::new(), ..after.clone() };
+    let mut changes = changes(&after, &observed, &Ownership::everything(), Prune::Yes);
+    let (old, new) = (&before.next_hops, &after.next_hops);
+    changes.retain(|change| match change {
+        Change::RemoveFdb(..) => false,
+        // One that is made anew for another gateway or device must go before.
+        Change::RemoveNextHop(id) => new.contains_key(id) && new.get(id) != old.get(id),
+        _ => true,
+    });
+    changes
 }
 
 /// Everything that makes `wanted` from nothing.
@@ -151,21 +158,31 @@ pub(super) fn additions(wanted: &Dataplane) -> Vec<Change> {
     changes(wanted, &observed, &Ownership::everything(), Prune::NotYet)
 }
 
-/// Device changes; returns the devices that are deleted and made anew.
-fn link_changes(wanted: &Dataplane, observed: &Observed, changes: &mut Vec<Change>) -> BTreeSet<LinkName> {
-    let mut remade = BTreeSet::new();
+/// What the changes of devices mean for that which hangs on them.
+struct LinkChanges {
+    /// Devices that are made, or deleted and made anew: nothing is on them.
+    made: BTreeSet<LinkName>,
+    /// Devices that get another Ethernet address, at which the kernel drops all neighbors, permanent
+    /// ones included (`neigh_changeaddr`).
+    readdressed: BTreeSet<LinkName>,
+}
+
+fn link_changes(wanted: &Dataplane, observed: &Observed, changes: &mut Vec<Change>) -> LinkChanges {
+    let (mut made, mut readdressed) = (BTreeSet::new(), BTreeSet::new());
     for link in wanted.links.values() {
         let Link { name, kind: LinkKind::Vxlan(vxlan), mtu, mac } = link;
         let Some(is) = observed.links.get(name) else {
+            made.insert(*name);
             changes.push(Change::CreateLink(link.clone()));
             continue;
         };
         if vxlan.conflict(&is.kind).is_some() {
-            remade.insert(*name);
+            made.insert(*name);
             changes.extend([Change::DeleteLink(*name), Change::CreateLink(link.clone())]);
             continue;
         }
         if is.mac != Some(*mac) {
+            readdressed.insert(*name);
             changes.push(Change::SetMac(*name, *mac));
         }
         if is.mtu != *mtu {
@@ -175,7 +192,16 @@ fn link_changes(wanted: &Dataplane, observed: &Observed, changes: &mut Vec<Chang
             changes.push(Change::SetUp(*name));
         }
     }
-    remade
+    LinkChanges { made, readdressed }
+}
+
+/// The device that a path such as `net/ipv6/conf/flannel.1/accept_ra` is about.
+fn sysctl_link(path: &str) -> Option<LinkName> {
+    let mut parts = path.split('/');
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some("net"), Some("ipv4" | "ipv6"), Some("conf" | "neigh")) => parts.next()?.parse().ok(),
+        _ => None,
+    }
 }
 
 /// Next-hop changes; returns the ids whose object is there but says something else, which must
@@ -209,8 +235,8 @@ fn next_hop_changes(
     stale
 }
 
-/// Route changes. A route to a gateway through a device that is gone, or to a next-hop object that
-/// is made anew, has gone with it.
+/// Route changes. A route through a device that is gone, or to a next-hop object that is made anew,
+/// has gone with it.
 fn route_changes(
     wanted: &Dataplane,
     observed: &Observed,
@@ -219,31 +245,34 @@ fn route_changes(
     (changes, removals): (&mut Vec<Change>, &mut Vec<Change>),
 ) {
     let lost = |route: &Route| match route.target {
-        super::Target::NextHopObject(id) => {
-            stale_next_hops.contains(&id) || observed.next_hops.get(&id).is_none_or(|is| gone(&is.link))
+        Target::NextHopObject(id) => {
+            stale_next_hops.contains(&id) || observed.next_hops.get(&id).is_some_and(|is| gone(&is.link))
         }
         _ => route.link().is_some_and(|link| gone(&link)),
+    };
+    // A route to an object that was not seen has gone with it, if the two looks were not at once.
+    let sure = |route: &Route| match route.target {
+        Target::NextHopObject(id) => !lost(route) && observed.next_hops.contains_key(&id),
+        _ => !lost(route),
     };
     let key = |route: &Route| (route.destination, route.metric);
     let wanted_keys: BTreeSet<_> = wanted.routes.iter().map(key).collect();
     let mut there: BTreeMap<_, Vec<&Route>> = BTreeMap::new();
     for route in &observed.routes {
-        if wanted_keys.contains(&key(route)) {
+        if wanted_keys.contains(&key(route)) && !lost(route) {
             there.entry(key(route)).or_default().push(route);
         }
     }
     for route in &wanted.routes {
         let there = there.get(&key(route)).map_or(&[][..], Vec::as_slice);
-        if there == [route] && !lost(route) {
-            continue;
+        let present = there.contains(&route) && sure(route);
+        let mut others: Vec<&Route> = there.iter().copied().filter(|is| *is != route).collect();
+        // Replacing acts on one route of a key, without a moment in which there is none.
+        if !present && !others.iter().any(|other| blocks(other, route, wanted)) {
+            others.pop();
         }
-        // Replacing acts on one route of a key only, and IPv6 refuses to replace a direct route by
-        // an onlink one: where anything else stands, it is removed first.
-        let in_the_way = there.iter().filter(|is| **is != route && !lost(is));
-        if IpFamily::of(&route.destination) == IpFamily::V6 || there.len() > 1 {
-            changes.extend(in_the_way.map(|is| Change::RemoveRoute(**is)));
-        }
-        if !there.contains(&route) || lost(route) {
+        changes.extend(others.into_iter().map(|other| Change::RemoveRoute(*other)));
+        if !present {
             changes.push(Change::SetRoute(*route));
         }
     }
@@ -253,3 +282,19 @@ fn route_changes(
         }
     }
 }
+
+/// Whether `standing` must go before `route` can be made: IPv6 looks the gateway of an onlink route
+/// up in the table, finds it behind the standing route, and refuses it for being on another device
+/// (`ip6_validate_gw`: "Nexthop has invalid gateway or device mismatch").
+fn blocks(standing: &Route, route: &Route, wanted: &Dataplane) -> bool {
+    let next_hop = match route.target {
+        Target::Via(next_hop) => Some(next_hop),
+        Target::NextHopObject(id) => wanted.next_hops.get(&id).copied(),
+        Target::Device(_) | Target::Blackhole | Target::Other => None,
+    };
+    IpFamily::of(&route.destination) == IpFamily::V6
+        && next_hop.is_some_and(|hop| hop.onlink && standing.link() != Some(hop.link))
+}
+
+#[cfg(test)]
+mod tests;
