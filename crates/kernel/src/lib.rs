@@ -15,8 +15,10 @@
 pub mod address;
 mod apply;
 pub mod bridge;
+pub mod command;
 mod error;
 pub mod fdb;
+pub mod iptables;
 pub mod link;
 mod linux;
 pub mod neighbor;
@@ -25,8 +27,11 @@ pub mod netns;
 pub mod nexthop;
 pub mod nftables;
 mod observe;
+pub mod pod;
+pub mod process;
 pub mod route;
 pub mod sysctl;
+pub mod takeover;
 
 pub use error::KernelError;
 pub use linux::{Failure, Kernel, Linux, Scope};

@@ -110,7 +110,7 @@ fn described(route: &Route) -> String {
     text
 }
 
-fn encode(body: &mut Encoder, route: &Route) {
+pub(crate) fn encode(body: &mut Encoder, route: &Route) {
     let scope = route.scope.unwrap_or(match (route.destination, route.gateway) {
         (IpNet::V4(_), None) => libc::RT_SCOPE_LINK,
         _ => libc::RT_SCOPE_UNIVERSE,
