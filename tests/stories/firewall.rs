@@ -1,0 +1,89 @@
+//! Pods get through the host's firewalls, and out under the node's address, whatever is done to the rules.
+//!
+//! ```text
+//!   node1  a      node2  b
+//!     └─────────────┴──── switch (the world outside, which knows no way back to a pod)
+//! ```
+
+use anyhow::{Result, ensure};
+use flannel_rs_tests::{PATIENCE, everyone_answers, is_put_right, shows};
+use lab::{Families, Lab, Topology, story, wait_for};
+
+#[test]
+fn flushed_rules_come_back() {
+    story(Topology::vxlan(2).families(Families::Dual).flag("--ip-masq"), |lab| {
+        lab.start()?;
+        let a = lab.node(1).attach("a")?;
+        let outside = lab.topology().gateways(0);
+        let masqueraded = || outside.iter().try_for_each(|net| a.ping(net.addr()).map(drop));
+        wait_for("the world outside to answer", PATIENCE, masqueraded)?;
+        let node = lab.node(1);
+        let rules = || shows(node, "nft list table ip flannel-ipv4", "masquerade");
+        is_put_right(node, "nft flush ruleset", rules)?;
+        is_put_right(node, "nft flush table ip flannel-ipv4", rules)?;
+        is_put_right(node, "nft flush chain ip6 flannel-ipv6 postrtg", || {
+            shows(node, "nft list table ip6 flannel-ipv6", "masquerade")
+        })?;
+        is_put_right(node, "nft insert rule ip flannel-ipv4 postrtg return", || {
+            let shown = node.run("nft list chain ip flannel-ipv4 postrtg")?;
+            ensure!(!shown.lines().any(|line| line.trim() == "return"), "{shown}");
+            Ok(())
+        })?;
+        wait_for("the world outside to answer", PATIENCE, masqueraded)
+    });
+}
+
+/// An `accept` in one table does not undo a `drop` in another: the rules must be where the drop is.
+#[test]
+fn pods_get_through_a_forward_chain_of_iptables_nft_that_drops() {
+    through_a_chain_that_drops("iptables-nft");
+}
+
+#[test]
+fn pods_get_through_a_forward_chain_of_iptables_legacy_that_drops() {
+    through_a_chain_that_drops("iptables-legacy");
+}
+
+fn through_a_chain_that_drops(iptables: &str) {
+    story(Topology::vxlan(2).families(Families::Dual), |lab| {
+        let drop = |lab: &Lab, number: usize| -> Result<()> {
+            lab.node(number).run(&format!("{iptables} -P FORWARD DROP"))?;
+            lab.node(number)
+                .run(&format!("{} -P FORWARD DROP", iptables.replace("iptables", "ip6tables")))?;
+            Ok(())
+        };
+        // On one node the chain drops before flanneld starts, on the other Docker comes later.
+        drop(lab, 1)?;
+        lab.start()?;
+        let pods = [lab.node(1).attach("a")?, lab.node(2).attach("b")?];
+        everyone_answers(lab, &pods)?;
+        drop(lab, 2)?;
+        everyone_answers(lab, &pods)?;
+
+        // And when somebody else writes the whole chain anew.
+        lab.node(1).run(&format!("{iptables} -F"))?;
+        everyone_answers(lab, &pods)?;
+        let rules = lab.node(1).run(&format!("{iptables} -S"))?;
+        ensure!(rules.contains("-P FORWARD DROP"), "the policy is not ours to change: {rules}");
+        Ok(())
+    });
+}
+
+/// Off is a state too: rules of an earlier run do not stay.
+#[test]
+fn rules_that_are_no_longer_wanted_go() {
+    story(Topology::vxlan(1), |lab| {
+        let node = lab.node(1);
+        node.start_with(&["--ip-masq"])?;
+        node.wait_ready(0)?;
+        shows(node, "nft list table ip flannel-ipv4", "masquerade")?;
+        node.stop()?;
+        node.start_with(&["--iptables-forward-rules=false"])?;
+        node.wait_ready(0)?;
+        wait_for("the rules to go", PATIENCE, || {
+            let rules = node.run("nft list ruleset")?;
+            ensure!(!rules.contains("flannel-ipv4"), "{rules}");
+            Ok(())
+        })
+    });
+}

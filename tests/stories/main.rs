@@ -1,0 +1,22 @@
+//! The stories: real daemons and plugins on several nodes, and what happens to them. Each file is one
+//! story, its topology drawn on top.
+
+#![forbid(unsafe_code)]
+
+mod address_change;
+mod attach;
+mod bad_leases;
+mod direct_routing;
+mod disk_full;
+mod firewall;
+mod foreign_state;
+mod golden;
+mod mtu;
+mod race;
+mod reach;
+mod repair;
+mod restart;
+mod same_subnet;
+mod second_instance;
+mod store_away;
+mod take_over;
