@@ -73,7 +73,8 @@ pub struct Observed {
     /// The firewall tables that were asked for, as far as they are there.
     pub tables: BTreeMap<TableName, Table>,
     /// For each family whose iptables `FORWARD` chain drops by default: which networks it accepts
-    /// by rules of ours. Absent for a family whose chain does not drop or is not there.
+    /// by rules of ours. Absent for a family whose chain does not drop and has no such rules, or is
+    /// not there.
     pub accepted_forwards: BTreeMap<IpFamily, BTreeSet<IpNet>>,
 }
 

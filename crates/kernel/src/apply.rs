@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use crate::error::KernelError;
 use crate::linux::{Failure, Linux};
 use crate::netlink::{Batch, NetlinkError, Socket};
-use crate::{address, fdb, link, neighbor, nexthop, route, sysctl};
+use crate::{address, fdb, iptables, link, neighbor, nexthop, route, sysctl};
 
 /// Makes changes in order and returns those that failed, by their place.
 pub(crate) fn apply(linux: &mut Linux, changes: &[Change]) -> Vec<Failure> {
@@ -45,7 +45,16 @@ pub(crate) fn apply(linux: &mut Linux, changes: &[Change]) -> Vec<Failure> {
                 tables_done = true;
             }
             Change::SetTable(_) | Change::DeleteTable(_) => {}
-            Change::AcceptForward(_) | Change::RetractForward(_) => {}
+            Change::AcceptForward(net) => {
+                run.flush(&mut linux.socket);
+                let applied = linux.nftables().and_then(|nft| iptables::apply_forward(nft, &[*net], &[]));
+                run.note(at, applied);
+            }
+            Change::RetractForward(net) => {
+                run.flush(&mut linux.socket);
+                let applied = linux.nftables().and_then(|nft| iptables::apply_forward(nft, &[], &[*net]));
+                run.note(at, applied);
+            }
             _ => run.queue(at, &linux.socket),
         }
     }

@@ -9,7 +9,7 @@ use crate::error::KernelError;
 use crate::link::{Kind, Link};
 use crate::linux::{Linux, Scope};
 use crate::route::{Found, FoundTarget};
-use crate::{address, fdb, link, neighbor, nexthop, route, sysctl};
+use crate::{address, fdb, iptables, link, neighbor, nexthop, route, sysctl};
 
 /// Takes one look.
 ///
@@ -55,6 +55,11 @@ pub(crate) fn observe(linux: &mut Linux, scope: &Scope) -> Result<Observed, Kern
 
     if !scope.tables.is_empty() {
         observed.tables = linux.nftables()?.list(&scope.tables)?;
+        match iptables::observe_forward(linux.nftables()?) {
+            Ok(accepted) => observed.accepted_forwards = accepted,
+            // Other people's tables must not keep ours from being looked after.
+            Err(error) => tracing::warn!(%error, "the host's iptables cannot be read"),
+        }
     }
     Ok(observed)
 }

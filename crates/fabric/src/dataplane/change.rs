@@ -159,7 +159,10 @@ fn flag(destination: &IpNet) -> &'static str {
 
 fn forward_rule(f: &mut fmt::Formatter<'_>, verb: &str, net: &IpNet) -> fmt::Result {
     let program = if net.addr().is_ipv4() { "iptables" } else { "ip6tables" };
-    write!(f, "{program} {verb} FORWARD -s {net} -j ACCEPT; {program} {verb} FORWARD -d {net} -j ACCEPT")
+    let rule = |side| {
+        format!("{program} {verb} FORWARD {side} {net} -m comment --comment \"flanneld forward\" -j ACCEPT")
+    };
+    write!(f, "{}; {}", rule("-s"), rule("-d"))
 }
 
 /// `net/ipv6/conf/flannel.1/accept_ra` as sysctl(8) wants it, which swaps dots and slashes.

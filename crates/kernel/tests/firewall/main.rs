@@ -4,9 +4,7 @@
 
 #![allow(missing_docs, reason = "tests")]
 
-#[cfg(any())]
 mod iptables;
 mod namespace;
 mod nftables;
-#[cfg(any())]
 mod takeover;

@@ -544,8 +544,8 @@ fn accepted_forwards_are_kept_only_where_the_chain_drops() {
     assert_eq!(
         texts(&changes(&wanted, &model.state, &intent.ownership(), Prune::Yes)),
         "\
-iptables -A FORWARD -s 10.244.0.0/16 -j ACCEPT; iptables -A FORWARD -d 10.244.0.0/16 -j ACCEPT
-iptables -D FORWARD -s 10.99.0.0/16 -j ACCEPT; iptables -D FORWARD -d 10.99.0.0/16 -j ACCEPT
+iptables -A FORWARD -s 10.244.0.0/16 -m comment --comment \"flanneld forward\" -j ACCEPT; iptables -A FORWARD -d 10.244.0.0/16 -m comment --comment \"flanneld forward\" -j ACCEPT
+iptables -D FORWARD -s 10.99.0.0/16 -m comment --comment \"flanneld forward\" -j ACCEPT; iptables -D FORWARD -d 10.99.0.0/16 -m comment --comment \"flanneld forward\" -j ACCEPT
 "
     );
 }

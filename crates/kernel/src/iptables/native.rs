@@ -1,0 +1,201 @@
+//! The tables of iptables-nft, which are tables of nftables.
+//!
+//! iptables-nft reads only what it would write itself; one instruction too many, and `iptables -L`
+//! calls the whole table incompatible. An address under its full mask, a counter and a verdict are
+//! what every version since 1.8.0 writes and reads (1.8.6 and later shorten masks on byte boundaries
+//! and read both), and a comment in the rule's user data is read by all of them as `-m comment`.
+
+use std::collections::BTreeSet;
+
+use fabric::dataplane::IpFamily;
+use fabric::firewall::{Family, HookPoint, Is, Match, Policy, Rule, TableName, Verdict};
+use ipnet::IpNet;
+
+use super::{Direction, FORWARD_COMMENT, Forward};
+use crate::error::KernelError;
+use crate::nftables::expression::{Expression, verdict};
+use crate::nftables::rule::{decode, masked_address};
+use crate::nftables::{Nftables, RawRule, Step};
+
+const FORWARD: &str = "FORWARD";
+
+/// A table of iptables-nft.
+pub(crate) fn table(family: IpFamily, name: &str) -> TableName {
+    let family = match family {
+        IpFamily::V4 => Family::Ipv4,
+        IpFamily::V6 => Family::Ipv6,
+    };
+    TableName { family, name: name.to_owned() }
+}
+
+/// The comment of a rule, wherever it is kept.
+pub(crate) fn comment_of(rule: &RawRule) -> Option<&str> {
+    let in_match = rule.expressions.iter().find_map(|expression| match expression {
+        Expression::XtComment(comment) => Some(comment.as_str()),
+        _ => None,
+    });
+    in_match.or(rule.comment.as_deref())
+}
+
+/// Whether a rule, on whatever condition, jumps to this chain.
+pub(crate) fn jumps_to(rule: &RawRule, chain: &str) -> bool {
+    rule.expressions
+        .iter()
+        .any(|expression| matches!(expression, Expression::Verdict(_, Some(to)) if to == chain))
+}
+
+/// The `FORWARD` chain of a family, if iptables-nft has made one.
+pub(super) fn observe(nftables: &mut Nftables, family: IpFamily) -> Result<Option<Forward>, KernelError> {
+    Ok(read(nftables, family)?.map(|chain| chain.summary()))
+}
+
+/// Adds and removes accepting rules in one transaction.
+pub(super) fn apply(
+    nftables: &mut Nftables,
+    family: IpFamily,
+    accept: &[IpNet],
+    retract: &[IpNet],
+) -> Result<(), KernelError> {
+    nftables.retry(|nftables| {
+        let Some(chain) = read(nftables, family)? else { return Ok(()) };
+        let steps = chain.steps(accept, retract);
+        nftables.run(&steps)
+    })
+}
+
+/// The chain with its rules.
+struct Chain {
+    table: TableName,
+    policy: Policy,
+    rules: Vec<RawRule>,
+    /// The place of the first rule that lets nothing pass.
+    barrier: Option<usize>,
+}
+
+fn read(nftables: &mut Nftables, family: IpFamily) -> Result<Option<Chain>, KernelError> {
+    let table = table(family, "filter");
+    let chains = nftables.chains(&table)?;
+    let Some(policy) = chains.iter().find_map(|chain| {
+        let hook = chain.hook.filter(|hook| chain.name == FORWARD && hook.point == HookPoint::Forward)?;
+        Some(hook.policy)
+    }) else {
+        return Ok(None);
+    };
+    let rules = nftables.raw_rules(&table, Some(FORWARD))?;
+    let mut barrier = None;
+    for (at, rule) in rules.iter().enumerate() {
+        if lets_nothing_pass(nftables, &table, rule)? {
+            barrier = Some(at);
+            break;
+        }
+    }
+    Ok(Some(Chain { table, policy, rules, barrier }))
+}
+
+/// Whether a rule drops all packets, itself or by a chain of which that is the whole effect. A chain
+/// that looks at packets first has reasons, and is not put second.
+fn lets_nothing_pass(
+    nftables: &mut Nftables,
+    table: &TableName,
+    rule: &RawRule,
+) -> Result<bool, KernelError> {
+    if !is_unconditional(rule) {
+        return Ok(false);
+    }
+    let jump = rule.expressions.iter().find_map(|expression| match expression {
+        Expression::Verdict(_, Some(chain)) => Some(chain.clone()),
+        _ => None,
+    });
+    match jump {
+        None => Ok(drops(rule)),
+        Some(chain) => {
+            let rules = nftables.raw_rules(table, Some(&chain))?;
+            Ok(rules.iter().all(is_unconditional) && rules.iter().any(drops))
+        }
+    }
+}
+
+fn is_unconditional(rule: &RawRule) -> bool {
+    rule.expressions.iter().all(|expression| match expression {
+        Expression::Counter
+        | Expression::XtComment(_)
+        | Expression::XtTarget(_)
+        | Expression::Verdict(..) => true,
+        Expression::Other(name) => name == "reject" || name == "log",
+        _ => false,
+    })
+}
+
+fn drops(rule: &RawRule) -> bool {
+    rule.expressions.iter().any(|expression| match expression {
+        Expression::Verdict(verdict::DROP, None) => true,
+        Expression::XtTarget(name) => name == "REJECT" || name == "DROP",
+        Expression::Other(name) => name == "reject",
+        _ => false,
+    })
+}
+
+/// What a rule of ours accepts; none if the rule is not ours.
+fn accepts(table: &TableName, rule: &RawRule) -> Option<(IpNet, Direction)> {
+    if comment_of(rule) != Some(FORWARD_COMMENT) {
+        return None;
+    }
+    let instructions: Vec<Expression> = rule
+        .expressions
+        .iter()
+        .filter(|expression| !matches!(expression, Expression::XtComment(_)))
+        .cloned()
+        .collect();
+    let Rule { matches, verdict: Verdict::Accept, .. } = decode(table.family, &instructions) else {
+        return None;
+    };
+    match matches[..] {
+        [Match::Source(Is::Equal, net)] => Some((net, Direction::From)),
+        [Match::Destination(Is::Equal, net)] => Some((net, Direction::To)),
+        _ => None,
+    }
+}
+
+impl Chain {
+    fn summary(&self) -> Forward {
+        let live = &self.rules[..self.barrier.unwrap_or(self.rules.len())];
+        let ours = |rules: &[RawRule]| -> BTreeSet<_> {
+            rules.iter().filter_map(|rule| accepts(&self.table, rule)).collect()
+        };
+        Forward {
+            drops: self.policy == Policy::Drop || self.barrier.is_some(),
+            effective: ours(live),
+            has_ours: !ours(&self.rules).is_empty(),
+        }
+    }
+
+    fn steps(&self, accept: &[IpNet], retract: &[IpNet]) -> Vec<Step> {
+        let Forward { drops, effective, has_ours } = self.summary();
+        let mut steps = Vec::new();
+        // What is accepted already stays as it is. What stands behind a rule that drops all is moved.
+        let missing: Vec<(IpNet, Direction)> = accept
+            .iter()
+            .flat_map(|net| [(*net, Direction::From), (*net, Direction::To)])
+            .filter(|rule| !effective.contains(rule) && (drops || has_ours))
+            .collect();
+        for rule in &self.rules {
+            let ours = accepts(&self.table, rule);
+            if ours.is_some_and(|ours| retract.contains(&ours.0) || missing.contains(&ours)) {
+                steps.push(Step::DeleteRule(self.table.clone(), FORWARD.to_owned(), rule.handle));
+            }
+        }
+        let before = self.barrier.map(|at| self.rules[at].handle);
+        steps.extend(missing.into_iter().map(|(net, direction)| {
+            let mut expressions = masked_address(direction == Direction::From, Is::Equal, &net);
+            expressions.extend([Expression::Counter, Expression::Verdict(verdict::ACCEPT, None)]);
+            Step::AddRule {
+                table: self.table.clone(),
+                chain: FORWARD.to_owned(),
+                before,
+                expressions,
+                comment: Some(FORWARD_COMMENT.to_owned()),
+            }
+        }));
+        steps
+    }
+}
