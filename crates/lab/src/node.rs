@@ -4,6 +4,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -204,6 +205,27 @@ impl Node {
     /// Runs a program on the node and returns what it printed: `node.run("ip route")`.
     pub fn run(&self, command: &str) -> Result<String> {
         self.namespace.run(&command.split_whitespace().collect::<Vec<_>>())
+    }
+
+    /// Runs a program on the node with flanneld's files where the node has them, so that `flannelctl
+    /// status` shows this node.
+    #[expect(clippy::disallowed_methods, reason = "a lab runs the very programs a person would")]
+    pub fn exec(&self, command: &[String]) -> Result<String> {
+        let (program, args) = command.split_first().context("no program was named")?;
+        // The other programs of flannel-rs are beside its daemon.
+        let beside = self.binaries.flanneld.with_file_name(program);
+        let program = if beside.is_file() { beside } else { program.into() };
+        let mut run = Command::new(&program);
+        run.args(args).env("FLANNELD_SUBNET_FILE", self.files().subnet);
+        let output = self
+            .namespace
+            .within(|| run.output())?
+            .with_context(|| format!("running {}", program.display()))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        if !output.status.success() && output.stdout.is_empty() {
+            bail!("{} on {}: {}: {}", command.join(" "), self.name(), output.status, said.trim());
+        }
+        Ok(format!("{}{said}", String::from_utf8_lossy(&output.stdout)))
     }
 
     /// The last lines of the daemon's log.
