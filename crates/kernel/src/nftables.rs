@@ -145,6 +145,20 @@ impl Nftables {
         })
     }
 
+    /// Deletes those of these chains that are there, with their rules, in one transaction. Rules of
+    /// other chains that jump to them must be gone.
+    pub fn remove_chains(&mut self, table: &TableName, chains: &[&str]) -> Result<(), KernelError> {
+        self.retry(|nftables| {
+            let there = nftables.chains(table)?;
+            let there: Vec<&str> =
+                there.iter().map(|chain| chain.name.as_str()).filter(|name| chains.contains(name)).collect();
+            // They may jump to each other: all are emptied before the first is deleted.
+            let flush = there.iter().map(|chain| Step::FlushChain(table.clone(), (*chain).to_owned()));
+            let delete = there.iter().map(|chain| Step::DeleteChain(table.clone(), (*chain).to_owned()));
+            nftables.run(&flush.chain(delete).collect::<Vec<_>>())
+        })
+    }
+
     /// How masquerading can pick source ports: fully at random, unless this kernel cannot.
     ///
     /// The kernel is asked to make such a rule and to delete it again in one transaction, which

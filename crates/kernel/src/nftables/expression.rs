@@ -150,7 +150,7 @@ pub(crate) fn read_all(bytes: &[u8]) -> Vec<Expression> {
         .map(|(_, element)| {
             let name = find(element, NAME).map(read_text).unwrap_or_default();
             Expression::read(&name, find(element, DATA).unwrap_or_default())
-                .unwrap_or_else(|| Expression::Other(name))
+                .unwrap_or(Expression::Other(name))
         })
         .collect()
 }

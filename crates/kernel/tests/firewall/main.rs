@@ -2,7 +2,7 @@
 //!
 //! Each test has a network namespace of its own, which goes away with the test's thread.
 
-#![allow(missing_docs, reason = "tests")]
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 mod iptables;
 mod namespace;

@@ -1,5 +1,7 @@
 //! A network namespace for a test, and programs run in it.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may fail, and says why it is skipped")]
+
 use std::process::Command;
 
 /// Moves the test's thread into a network namespace of its own. Where that cannot be done the test
