@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use serde::{Deserialize, Serialize};
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 /// The pod subnets of one node; also the name of its lease.
@@ -119,22 +120,22 @@ fn prefix_len(text: &str, max: u8) -> Option<u8> {
 ///
 /// Field order and the presence of each field are the original's, since its tests compare text:
 /// `{"PublicIP":"1.2.3.4","PublicIPv6":null,"BackendType":"vxlan","BackendData":{…}}`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Attributes {
     /// The node's address for peers, IPv4. Written as `0.0.0.0` when there is none.
-    #[serde(rename = "PublicIP", default, with = "public_ipv4")]
+    #[serde(rename = "PublicIP", serialize_with = "or_unspecified")]
     pub public_ipv4: Option<Ipv4Addr>,
     /// The node's address for peers, IPv6.
-    #[serde(rename = "PublicIPv6", default)]
+    #[serde(rename = "PublicIPv6")]
     pub public_ipv6: Option<Ipv6Addr>,
     /// The backend that made the lease; empty for `udp`, `alloc` and `tencent-vpc`.
-    #[serde(rename = "BackendType", default, skip_serializing_if = "str::is_empty")]
+    #[serde(rename = "BackendType", skip_serializing_if = "str::is_empty")]
     pub backend_type: Box<str>,
     /// What peers need to know for IPv4, in the backend's own form.
-    #[serde(rename = "BackendData", default, skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "BackendData", skip_serializing_if = "Option::is_none")]
     pub backend_data: Option<Box<RawValue>>,
     /// What peers need to know for IPv6, in the backend's own form.
-    #[serde(rename = "BackendV6Data", default, skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "BackendV6Data", skip_serializing_if = "Option::is_none")]
     pub backend_v6_data: Option<Box<RawValue>>,
 }
 
@@ -184,17 +185,77 @@ impl PartialEq for Attributes {
 
 impl Eq for Attributes {}
 
-mod public_ipv4 {
-    use super::*;
-    use serde::{Deserializer, Serializer};
+fn or_unspecified<S: Serializer>(ip: &Option<Ipv4Addr>, to: S) -> Result<S::Ok, S::Error> {
+    ip.unwrap_or(Ipv4Addr::UNSPECIFIED).serialize(to)
+}
 
-    pub(super) fn serialize<S: Serializer>(ip: &Option<Ipv4Addr>, to: S) -> Result<S::Ok, S::Error> {
-        ip.unwrap_or(Ipv4Addr::UNSPECIFIED).serialize(to)
+/// An object, its keys known whatever their case, as in Go; unknown ones are passed over.
+impl<'de> Deserialize<'de> for Attributes {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Attributes, D::Error> {
+        struct Keys;
+        impl<'de> Visitor<'de> for Keys {
+            type Value = Attributes;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Attributes, A::Error> {
+                let mut attributes = Attributes::default();
+                while let Some(key) = map.next_key()? {
+                    match key {
+                        Key::PublicIp => attributes.public_ipv4 = map.next_value()?,
+                        Key::PublicIpv6 => attributes.public_ipv6 = map.next_value()?,
+                        Key::BackendType => {
+                            attributes.backend_type = map.next_value::<Option<_>>()?.unwrap_or_default();
+                        }
+                        Key::BackendData => attributes.backend_data = map.next_value()?,
+                        Key::BackendV6Data => attributes.backend_v6_data = map.next_value()?,
+                        Key::Other => drop(map.next_value::<IgnoredAny>()?),
+                    }
+                }
+                attributes.public_ipv4 = attributes.public_ipv4.filter(|ip| !ip.is_unspecified());
+                attributes.public_ipv6 = attributes.public_ipv6.filter(|ip| !ip.is_unspecified());
+                Ok(attributes)
+            }
+        }
+        from.deserialize_map(Keys)
     }
+}
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Ipv4Addr>, D::Error> {
-        let ip = Ipv4Addr::deserialize(from)?;
-        Ok((!ip.is_unspecified()).then_some(ip))
+enum Key {
+    PublicIp,
+    PublicIpv6,
+    BackendType,
+    BackendData,
+    BackendV6Data,
+    Other,
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Key, D::Error> {
+        struct Name;
+        impl Visitor<'_> for Name {
+            type Value = Key;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a key")
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<Key, E> {
+                // A lease has five keys and there are thousands of leases: no allocation here.
+                let is = |known: &str| name.eq_ignore_ascii_case(known);
+                Ok(match name.len() {
+                    8 if is("PublicIP") => Key::PublicIp,
+                    10 if is("PublicIPv6") => Key::PublicIpv6,
+                    11 if is("BackendType") => Key::BackendType,
+                    11 if is("BackendData") => Key::BackendData,
+                    13 if is("BackendV6Data") => Key::BackendV6Data,
+                    _ => Key::Other,
+                })
+            }
+        }
+        from.deserialize_identifier(Name)
     }
 }
 
