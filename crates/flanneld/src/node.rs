@@ -336,6 +336,7 @@ impl Node<'_> {
                 links: config.backend.links(config).iter().map(|link| link.to_string()).collect(),
                 masquerade: self.settings.ip_masq,
             });
+            status.asked = Some(status::Asked::from(&self.settings.options));
         });
     }
 }
