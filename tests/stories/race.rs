@@ -30,7 +30,7 @@ fn eight_nodes_share_eight_subnets_and_a_ninth_is_told_that_none_is_left() {
 
         let ninth = lab.node(9);
         ninth.start()?;
-        says(ninth, "no subnet")?;
+        says(ninth, "out of subnets")?;
         ensure!(!ninth.files().subnet.exists(), "the ninth node wrote a subnet.env");
         // It takes the first subnet that is given back.
         let (first, _) = &leases(lab)?[0];
