@@ -114,3 +114,15 @@ pub(crate) fn raw(json: &str) -> Option<Box<RawValue>> {
 pub(crate) fn bare(subnets: &str, created: u64) -> Lease {
     Lease { subnets: subnets.parse().unwrap(), attributes: Attributes::default(), created }
 }
+
+/// The lease of one of very many nodes in 10.0.0.0/8, with a vxlan endpoint.
+pub(crate) fn numbered(intent: &Intent, n: u32) -> Lease {
+    let mut lease = lease(intent, 200);
+    let [_, a, b, c] = n.to_be_bytes();
+    let subnet = Ipv4Addr::from_bits((10 << 24) + ((n + 0x8000) << 8));
+    lease.subnets = Subnets { ipv4: Some(format!("{subnet}/24").parse().unwrap()), ipv6: None };
+    lease.attributes.public_ipv4 = Some(Ipv4Addr::new(172, 16 + a, b, c));
+    lease.attributes.backend_data = raw(&format!(r#"{{"VNI":1,"VtepMAC":"{}"}}"#, Mac([2, 0, 0, a, b, c])));
+    lease.created = n.into();
+    lease
+}

@@ -112,3 +112,33 @@ impl Host {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{VXLAN, intent};
+
+    #[test]
+    fn the_longest_prefix_decides_and_of_equal_ones_the_first() {
+        let mut host = intent(VXLAN).host;
+        let route = |destination: &str, link: &str, reach| UnderlayRoute {
+            destination: destination.parse().unwrap(),
+            link: link.parse().unwrap(),
+            reach,
+        };
+        host.underlay = vec![
+            route("0.0.0.0/0", "eth0", Reach::Gateway),
+            route("192.168.0.0/16", "eth0", Reach::Gateway),
+            route("192.168.7.0/24", "eth1", Reach::Direct),
+            route("192.168.7.0/24", "eth2", Reach::Gateway),
+        ];
+        let found = |peer: &str| {
+            host.route_to(peer.parse().unwrap()).map(|route| (route.link.to_string(), route.reach))
+        };
+        assert_eq!(found("192.168.7.9"), Some(("eth1".to_owned(), Reach::Direct)));
+        assert_eq!(found("192.168.8.9"), Some(("eth0".to_owned(), Reach::Gateway)));
+        assert_eq!(found("8.8.8.8"), Some(("eth0".to_owned(), Reach::Gateway)));
+        assert_eq!(found("fd09::2"), None);
+        assert_eq!(host.reach("192.168.7.9".parse().unwrap()), Some(Reach::Direct));
+    }
+}

@@ -114,3 +114,64 @@ pub fn own_tables() -> [TableName; 2] {
         TableName { family: Family::Ipv6, name: IPV6_TABLE.to_owned() },
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::NextHop;
+    use crate::fixture::{VXLAN, intent, subnets};
+
+    fn owned(destination: &str, gateway: Option<&str>, metric: u32, protocol: u8) -> bool {
+        let target = match gateway {
+            Some(gateway) => Target::Via(NextHop {
+                gateway: gateway.parse().unwrap(),
+                link: "eth0".parse().unwrap(),
+                onlink: false,
+            }),
+            None => Target::Device("cni0".parse().unwrap()),
+        };
+        let route = Route { destination: destination.parse().unwrap(), metric, target, protocol };
+        intent(VXLAN).ownership().owns_route(&route)
+    }
+
+    #[test]
+    fn routes_of_our_protocol_are_ours_and_so_are_the_originals() {
+        assert!(owned("10.244.2.0/24", Some("10.244.2.0"), 0, ROUTE_PROTOCOL));
+        assert!(
+            owned("10.250.2.0/24", Some("10.244.2.0"), 7, ROUTE_PROTOCOL),
+            "after a change of the network"
+        );
+        assert!(owned("10.244.2.0/24", Some("10.244.2.0"), 0, ROUTE_PROTOCOL_BOOT));
+        assert!(owned("10.244.2.0/25", Some("192.168.0.2"), 0, ROUTE_PROTOCOL_BOOT));
+    }
+
+    #[test]
+    fn routes_of_others_are_not_ours() {
+        assert!(!owned("10.244.1.0/24", None, 0, 2), "cni0's");
+        assert!(!owned("10.244.2.0/24", None, 0, ROUTE_PROTOCOL_BOOT), "without a gateway");
+        assert!(!owned("10.244.2.0/24", Some("192.168.0.2"), 10, ROUTE_PROTOCOL_BOOT), "with a metric");
+        assert!(!owned("10.244.2.0/24", Some("192.168.0.2"), 0, 4), "static, of a routing daemon");
+        assert!(!owned("10.244.0.0/16", Some("192.168.0.2"), 0, ROUTE_PROTOCOL_BOOT), "the whole network");
+        assert!(!owned("10.0.0.0/8", Some("192.168.0.2"), 0, ROUTE_PROTOCOL_BOOT), "wider than the network");
+        assert!(!owned("10.245.2.0/24", Some("192.168.0.2"), 0, ROUTE_PROTOCOL_BOOT), "outside the network");
+        assert!(!owned("10.244.1.0/24", Some("192.168.0.2"), 0, ROUTE_PROTOCOL_BOOT), "our own subnet");
+        assert!(!owned("10.244.1.128/25", Some("192.168.0.2"), 0, ROUTE_PROTOCOL_BOOT), "a part of our own");
+        assert!(!owned("10.244.0.0/20", Some("192.168.0.2"), 0, ROUTE_PROTOCOL_BOOT), "contains our own");
+    }
+
+    #[test]
+    fn devices_addresses_and_tables_are_ours_by_name() {
+        let ownership = intent(VXLAN).ownership();
+        let [ours, bridge] = ["flannel.1", "cni0"].map(|name| name.parse::<LinkName>().unwrap());
+        assert_eq!(ownership.links().collect::<Vec<_>>(), [ours]);
+        assert!(ownership.owns_link(&ours) && !ownership.owns_link(&bridge));
+        let pod = subnets(1).ipv4.map(IpNet::V4).unwrap();
+        assert!(ownership.owns_address(&ours, &pod));
+        assert!(!ownership.owns_address(&bridge, &pod), "cni0's gateway address");
+        assert!(!ownership.owns_address(&ours, &"10.1.1.1/32".parse().unwrap()), "put there by an operator");
+        let table = |family, name: &str| TableName { family, name: name.to_owned() };
+        assert!(ownership.owns_table(&table(Family::Ipv4, "flannel-ipv4")));
+        assert!(!ownership.owns_table(&table(Family::Ipv6, "flannel-ipv4")));
+        assert!(!ownership.owns_table(&table(Family::Ipv4, "filter")));
+    }
+}

@@ -321,6 +321,3 @@ fn mac_prefix(text: &str) -> Result<[u8; 2], &'static str> {
     let [a, b, ..] = mac.0;
     if a & 1 == 1 { Err("MacPrefix is that of a group address") } else { Ok([a, b]) }
 }
-
-#[cfg(test)]
-mod tests;
