@@ -33,7 +33,7 @@ pub trait Plugin {
         &Version::ALL
     }
 
-    /// Attaches a container.
+    /// Attaches a container; the result comes in the version to be printed, usually the request's.
     fn add(&self, request: &Request) -> Result<AddResult, Error>;
 
     /// Detaches a container; succeeds when there is nothing left to do.
@@ -80,20 +80,17 @@ pub fn answer(plugin: &dyn Plugin, environment: Environment, stdin: &mut dyn Rea
         .read_to_end(&mut bytes)
         .map_err(|error| Error::new(code::IO, format!("error reading from stdin: {error}")))?;
     let config = Config::parse(bytes)?;
-    Ok(match dispatch(plugin, environment, config)? {
-        Some((result, version)) => result.to_json(version)?,
-        None => String::new(),
-    })
+    Ok(dispatch(plugin, environment, config)?.map(|result| result.to_json()).unwrap_or_default())
 }
 
-/// Hands one call to the plugin's code; ADD returns a result and the version to print it in.
+/// Hands one call to the plugin's code; only ADD has a result.
 ///
 /// This is also how a plugin calls another one that lives in the same program.
 pub fn dispatch(
     plugin: &dyn Plugin,
     environment: Environment,
     config: Config,
-) -> Result<Option<(AddResult, Version)>, Error> {
+) -> Result<Option<AddResult>, Error> {
     let verb = environment.verb()?;
     let version = compatible_version(plugin, &config, verb)?;
     let request = Request { environment, config, version };
@@ -101,7 +98,7 @@ pub fn dispatch(
         Verb::Add => {
             // Earlier than the reference library, which first does the work and then complains.
             own_namespace(&request.environment)?;
-            return plugin.add(&request).map(|result| Some((result, version)));
+            return plugin.add(&request).map(Some);
         }
         Verb::Del => {
             plugin.del(&request)?;

@@ -59,21 +59,27 @@ pub struct IpConfig {
 }
 
 /// A route of the container.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Route {
     /// Destination.
     pub dst: IpNet,
     /// Router; the address's gateway if not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub gw: Option<IpAddr>,
     /// MTU along the route, 0 if not said.
+    #[serde(skip_serializing_if = "is_zero")]
     pub mtu: i64,
     /// Maximal segment size to advertise, 0 if not said.
+    #[serde(skip_serializing_if = "is_zero")]
     pub advmss: i64,
     /// Metric, 0 if not said.
+    #[serde(skip_serializing_if = "is_zero")]
     pub priority: i64,
     /// Routing table.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub table: Option<i64>,
     /// Scope.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub scope: Option<i64>,
 }
 
@@ -187,19 +193,33 @@ impl AddResult {
         Ok(result)
     }
 
-    /// The text that a plugin prints for a configuration of `version`.
-    pub fn to_json(&self, version: Version) -> Result<String, Error> {
-        match version {
-            Version::V1_0_0 | Version::V1_1_0 => Ok(json::pretty(&Shape1::of(self, version))),
-            Version::V0_3_0 | Version::V0_3_1 | Version::V0_4_0 => {
-                Ok(json::pretty(&Shape03::of(self, version)))
+    /// The same result as far as `version` can say it.
+    ///
+    /// Versions before 0.3 cannot say that there is no address, nor more than one of a family.
+    pub fn convert(mut self, version: Version) -> Result<AddResult, Error> {
+        if version < Version::V0_3_0 && self.version >= Version::V0_3_0 {
+            if self.ips.is_empty() {
+                return Err(Error::internal("cannot convert: no valid IP addresses"));
             }
-            Version::V0_1_0 | Version::V0_2_0 => {
-                if self.ips.is_empty() && self.version >= Version::V0_3_0 {
-                    return Err(Error::internal("cannot convert: no valid IP addresses"));
-                }
-                Ok(json::pretty(&Shape01::of(self, version)))
-            }
+            let is_ipv4 = |net: &IpNet| net.addr().is_ipv4();
+            let first = |ipv4| self.ips.iter().find(|ip| is_ipv4(&ip.address) == ipv4);
+            let ips: Vec<IpConfig> = [true, false].into_iter().filter_map(first).cloned().collect();
+            let has_family = |route: &Route| ips.iter().any(|ip| is_ipv4(&ip.address) == is_ipv4(&route.dst));
+            self.routes.retain(has_family);
+            self.routes.iter_mut().for_each(|route| *route = Route { gw: route.gw, ..Route::to(route.dst) });
+            self.ips = ips.into_iter().map(|ip| IpConfig { interface: None, ..ip }).collect();
+            self.interfaces.clear();
+        }
+        self.version = version;
+        Ok(self)
+    }
+
+    /// The text that a plugin prints, in the shape of the result's version.
+    pub fn to_json(&self) -> String {
+        match self.version {
+            Version::V1_0_0 | Version::V1_1_0 => json::pretty(&Shape1::of(self)),
+            Version::V0_3_0 | Version::V0_3_1 | Version::V0_4_0 => json::pretty(&Shape03::of(self)),
+            Version::V0_1_0 | Version::V0_2_0 => json::pretty(&Shape01::of(self)),
         }
     }
 }
@@ -306,7 +326,7 @@ struct SortedRoute {
 }
 
 impl<'a> Shape1<'a> {
-    fn of(result: &'a AddResult, version: Version) -> Shape1<'a> {
+    fn of(result: &'a AddResult) -> Shape1<'a> {
         let dns = &result.dns;
         let interface = |i: &'a Interface| SortedInterface {
             mac: &i.mac,
@@ -326,7 +346,7 @@ impl<'a> Shape1<'a> {
             table: r.table,
         };
         Shape1 {
-            version: version.as_str(),
+            version: result.version.as_str(),
             dns: (!dns.is_empty()).then_some(SortedDns {
                 domain: &dns.domain,
                 nameservers: &dns.nameservers,
@@ -353,8 +373,8 @@ struct Shape03<'a> {
     interfaces: Vec<PlainInterface<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     ips: Vec<VersionedIp>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    routes: Vec<PlainRoute>,
+    #[serde(skip_serializing_if = "<[Route]>::is_empty")]
+    routes: &'a [Route],
     dns: &'a Dns,
 }
 
@@ -377,49 +397,23 @@ struct VersionedIp {
     gateway: Option<IpAddr>,
 }
 
-#[derive(Serialize)]
-struct PlainRoute {
-    dst: IpNet,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    gw: Option<IpAddr>,
-    #[serde(skip_serializing_if = "is_zero")]
-    mtu: i64,
-    #[serde(skip_serializing_if = "is_zero")]
-    advmss: i64,
-    #[serde(skip_serializing_if = "is_zero")]
-    priority: i64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    table: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    scope: Option<i64>,
-}
-
 impl<'a> Shape03<'a> {
-    fn of(result: &'a AddResult, version: Version) -> Shape03<'a> {
+    fn of(result: &'a AddResult) -> Shape03<'a> {
         let ip = |ip: &IpConfig| VersionedIp {
             version: if ip.address.addr().is_ipv4() { "4" } else { "6" },
             interface: ip.interface,
             address: ip.address,
             gateway: ip.gateway,
         };
-        let route = |r: &Route| PlainRoute {
-            dst: r.dst,
-            gw: r.gw,
-            mtu: r.mtu,
-            advmss: r.advmss,
-            priority: r.priority,
-            table: r.table,
-            scope: r.scope,
-        };
         Shape03 {
-            version: version.as_str(),
+            version: result.version.as_str(),
             interfaces: result
                 .interfaces
                 .iter()
                 .map(|i| PlainInterface { name: &i.name, mac: &i.mac, sandbox: &i.sandbox })
                 .collect(),
             ips: result.ips.iter().map(ip).collect(),
-            routes: result.routes.iter().map(route).collect(),
+            routes: &result.routes,
             dns: &result.dns,
         }
     }
@@ -454,8 +448,7 @@ struct FamilyRoute {
 }
 
 impl<'a> Shape01<'a> {
-    /// Only the first address of each family has a place here.
-    fn of(result: &'a AddResult, version: Version) -> Shape01<'a> {
+    fn of(result: &'a AddResult) -> Shape01<'a> {
         let family = |ipv4: bool| {
             let ip = result.ips.iter().find(|ip| ip.address.addr().is_ipv4() == ipv4)?;
             let routes = result.routes.iter().filter(|route| route.dst.addr().is_ipv4() == ipv4);
@@ -465,7 +458,7 @@ impl<'a> Shape01<'a> {
                 routes: routes.map(|route| FamilyRoute { dst: route.dst, gw: route.gw }).collect(),
             })
         };
-        Shape01 { version: version.as_str(), ip4: family(true), ip6: family(false), dns: &result.dns }
+        Shape01 { version: result.version.as_str(), ip4: family(true), ip6: family(false), dns: &result.dns }
     }
 }
 

@@ -1,2 +1,37 @@
-//! plugins
-fn main() {}
+//! `flannel-cni`: all plugins in one program.
+//!
+//! It is the plugin whose name it was called by, through a link for example; called by its own name it
+//! wants to be told which one.
+
+#![forbid(unsafe_code)]
+
+use std::env;
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::process::ExitCode;
+
+use plugins::delegate::{PLUGINS, by_name};
+
+fn main() -> ExitCode {
+    let mut words = env::args_os();
+    let called_as = words.next().unwrap_or_default();
+    let called_as = Path::new(&called_as).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let told = words.next().unwrap_or_default().to_string_lossy().into_owned();
+    match by_name(&called_as).or_else(|| by_name(&told)) {
+        Some(plugin) => cni::plugin::run(plugin),
+        None => usage(if told.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) }),
+    }
+}
+
+fn usage(code: ExitCode) -> ExitCode {
+    let names: Vec<&str> = PLUGINS.iter().map(|plugin| plugin.name()).collect();
+    let text = format!(
+        "flannel-cni holds the CNI plugins {names}.\n\
+         Link it under these names into the CNI directory (ln -s flannel-cni /opt/cni/bin/flannel), or name one: \
+         flannel-cni flannel\n",
+        names = names.join(", ")
+    );
+    // There is nobody to tell if standard error is closed.
+    let _ = io::stderr().lock().write_all(text.as_bytes());
+    code
+}

@@ -1,0 +1,228 @@
+//! `bridge`: attaches a pod to a Linux bridge of the host by a veth pair.
+//!
+//! What happens in which order is in this file; the parts are in [`gateway`] (the bridge and its
+//! addresses), [`veth`] (the pair, and taking it away), [`container`] (the pod's side), [`masquerade`],
+//! [`spoof`] and [`vlan`]. What the configuration says is in [`settings`].
+
+mod check;
+mod container;
+mod gateway;
+mod masquerade;
+mod settings;
+mod spoof;
+mod veth;
+mod vlan;
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use cni::{AddResult, Error, Interface, IpConfig, Plugin, Request, Route, Verb, Version};
+use ipnet::IpNet;
+use kernel::link::Link;
+use kernel::netlink::{Protocol, Socket};
+use kernel::netns::{self, Namespace};
+
+use self::gateway::Gateways;
+use self::settings::Settings;
+use self::veth::Pair;
+use crate::delegate;
+
+/// The plugin.
+#[derive(Debug, Clone, Copy)]
+pub struct Bridge;
+
+impl Plugin for Bridge {
+    fn name(&self) -> &'static str {
+        "bridge"
+    }
+
+    fn add(&self, request: &Request) -> Result<AddResult, Error> {
+        let settings = Settings::parse(request)?;
+        settings.check_for_add()?;
+        let mut host = open_socket()?;
+        let bridge = gateway::ensure_bridge(&mut host, &settings)?;
+        let namespace = open_namespace(request)?;
+        let pair = veth::create(&mut host, &settings, &bridge, &namespace, request)?;
+        let mut attaching =
+            Attaching { settings: &settings, request, namespace: &namespace, ipam_done: false };
+        let attached = attaching.run(&mut host, &bridge, &pair);
+        if attached.is_err() {
+            attaching.undo(&mut host, &pair);
+        }
+        attached?.convert(request.version)
+    }
+
+    fn del(&self, request: &Request) -> Result<(), Error> {
+        let settings = Settings::parse(request)?;
+        let mut host = open_socket()?;
+        // All of it, whatever of it fails; the address comes last: nobody else may get it while anything
+        // still answers for it or acts on it.
+        let masquerades = settings.has_ipam() && settings.ip_masq;
+        let traces = if masquerades { masquerade::iptables_traces(request) } else { Vec::new() };
+        // Only rules of iptables have to be found by address.
+        let addresses = if traces.is_empty() { Vec::new() } else { container::addresses(request) };
+        veth::remove(&mut host, request)?;
+        let masquerade = if masquerades { masquerade::remove(request, &traces, &addresses) } else { Ok(()) };
+        let spoof = if settings.mac_spoof_check { spoof::remove(request) } else { Ok(()) };
+        if let Some(ipam) = &settings.ipam_type {
+            ipam_call(ipam, Verb::Del, request)?;
+        }
+        masquerade.and(spoof)
+    }
+
+    fn check(&self, request: &Request) -> Result<(), Error> {
+        let settings = Settings::parse(request)?;
+        let namespace = open_namespace(request)?;
+        // Compatibility: a layer-2 attachment has no IPAM to ask; the original asks for one without name.
+        if let Some(ipam) = &settings.ipam_type {
+            ipam_call(ipam, Verb::Check, request)?;
+        }
+        check::run(&settings, request, &namespace)
+    }
+
+    fn status(&self, request: &Request) -> Result<(), Error> {
+        let settings = Settings::parse(request)?;
+        if let Some(ipam) = &settings.ipam_type {
+            ipam_call(ipam, Verb::Status, request)?;
+        }
+        Ok(())
+    }
+
+    fn gc(&self, request: &Request) -> Result<(), Error> {
+        let settings = Settings::parse(request)?;
+        let valid = request.config.valid_attachments()?;
+        let links = open_socket().and_then(|mut host| veth::keep_only(&mut host, &settings, request, &valid));
+        let masquerade = masquerade::keep_only(request, &valid);
+        if let Some(ipam) = &settings.ipam_type {
+            ipam_call(ipam, Verb::Gc, request)?;
+        }
+        links.and(masquerade)
+    }
+}
+
+/// One attachment while it is made.
+struct Attaching<'a> {
+    settings: &'a Settings,
+    request: &'a Request,
+    namespace: &'a Namespace,
+    ipam_done: bool,
+}
+
+impl Attaching<'_> {
+    /// Everything after the pair is there.
+    fn run(&mut self, host: &mut Socket, bridge: &Link, pair: &Pair) -> Result<AddResult, Error> {
+        let settings = self.settings;
+        veth::set_up_port(host, settings, pair)?;
+        if settings.mac_spoof_check {
+            spoof::install(self.request, pair)?;
+        }
+        let mut result = AddResult::empty(Version::CURRENT);
+        result.interfaces = vec![
+            interface(bridge.name.as_str(), bridge.mac),
+            interface(pair.host.as_str(), Some(pair.host_mac)),
+            Interface {
+                sandbox: self.request.environment.netns.clone(),
+                ..interface(pair.container.as_str(), Some(pair.container_mac))
+            },
+        ];
+        if let Some(ipam) = &settings.ipam_type {
+            self.configure_layer_3(host, bridge, ipam, &mut result)?;
+        } else if !settings.disable_container_interface {
+            container::set_up(self.namespace, &self.request.environment.ifname)?;
+        }
+        if !settings.disable_container_interface {
+            veth::wait_until_up(host, pair)?;
+        }
+        // Its address may have been set just now, by this call or by one beside it.
+        result.interfaces[0].mac = gateway::mac_of(host, bridge)?;
+        if !settings.dns.is_empty() {
+            result.dns = settings.dns.clone();
+        }
+        Ok(result)
+    }
+
+    fn configure_layer_3(
+        &mut self,
+        host: &mut Socket,
+        bridge: &Link,
+        ipam: &str,
+        result: &mut AddResult,
+    ) -> Result<(), Error> {
+        let (settings, request) = (self.settings, self.request);
+        let given = ipam_call(ipam, Verb::Add, request)?.expect("ADD has a result");
+        self.ipam_done = true;
+        if given.ips.is_empty() {
+            return Err(Error::internal("IPAM plugin returned missing IP config"));
+        }
+        result.ips = given.ips.iter().map(|ip| complete(ip, settings)).collect();
+        result.routes = given.routes;
+        result.dns = given.dns;
+        if settings.is_default_gateway {
+            add_default_routes(result);
+        }
+        container::configure(self.namespace, settings, &request.environment.ifname, result)?;
+        if settings.is_gateway {
+            let gateways = Gateways::of(&result.ips);
+            let vlan_link = gateways.ensure(host, bridge, settings)?;
+            result.interfaces.extend(vlan_link.map(|link| interface(link.name.as_str(), link.mac)));
+        }
+        if settings.ip_masq {
+            let addresses: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
+            masquerade::install(settings, request, &addresses)?;
+        }
+        Ok(())
+    }
+
+    /// Takes away what was made; errors are of no use to anyone, the one that led here is reported.
+    fn undo(&self, host: &mut Socket, pair: &Pair) {
+        if self.settings.mac_spoof_check {
+            let _ = spoof::remove(self.request);
+        }
+        let _ = kernel::link::delete_by_name(host, pair.host);
+        if self.settings.ip_masq && self.ipam_done {
+            let _ = masquerade::remove(self.request, &masquerade::iptables_traces(self.request), &[]);
+        }
+        if let Some(ipam) = self.settings.ipam_type.as_ref().filter(|_| self.ipam_done) {
+            let _ = ipam_call(ipam, Verb::Del, self.request);
+        }
+    }
+}
+
+fn ipam_call(ipam: &str, verb: Verb, request: &Request) -> Result<Option<AddResult>, Error> {
+    delegate::call(ipam, verb, &request.environment, request.config.clone())
+}
+
+/// An address of IPAM with what it leaves to the bridge: the link, and the gateway if that is us.
+fn complete(ip: &IpConfig, settings: &Settings) -> IpConfig {
+    let own = settings.is_gateway.then(|| gateway::first_address(ip.address));
+    IpConfig { interface: Some(2), address: ip.address, gateway: ip.gateway.or(own) }
+}
+
+/// A default route through the first gateway of each family that has none yet.
+///
+/// Compatibility: a default route without a gateway does not count.
+fn add_default_routes(result: &mut AddResult) {
+    for ipv4 in [true, false] {
+        let Some(ip) = result.ips.iter().find(|ip| ip.address.addr().is_ipv4() == ipv4) else { continue };
+        let unspecified: IpAddr = if ipv4 { [0; 4].into() } else { [0; 16].into() };
+        let default = IpNet::new(unspecified, 0).expect("zero is a prefix length");
+        if !result.routes.iter().any(|route| route.dst == default && route.gw.is_some()) {
+            result.routes.push(Route { gw: ip.gateway, ..Route::to(default) });
+        }
+    }
+}
+
+fn interface(name: &str, mac: Option<fabric::Mac>) -> Interface {
+    let mac = mac.map(|mac| mac.to_string()).unwrap_or_default();
+    Interface { name: name.to_owned(), mac, ..Interface::default() }
+}
+
+fn open_socket() -> Result<Socket, Error> {
+    Socket::open(Protocol::Route).map_err(|error| Error::internal(format!("cannot speak netlink: {error}")))
+}
+
+fn open_namespace(request: &Request) -> Result<Namespace, Error> {
+    let path = &request.environment.netns;
+    netns::open(Path::new(path))
+        .map_err(|error| Error::internal(format!("failed to open netns {path:?}: {error}")))
+}

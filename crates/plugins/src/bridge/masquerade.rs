@@ -1,0 +1,291 @@
+//! Giving packets that leave a pod's network the node's address, where flanneld does not.
+//!
+//! Rules of nftables, over netlink. Rules of iptables are made only if asked for or if the kernel has no
+//! nftables, but always taken away: a pod may have been attached by the reference plugin.
+//!
+//! Compatibility: tables, chains, rules and comments are those of the reference plugin, so that either
+//! program takes away what the other one made.
+
+use std::fs;
+
+use cni::{Attachment, Error, Request};
+use fabric::firewall::{
+    Chain, ChainKind, Family, Hook, HookPoint, Is, Match, Policy, Rule, SourcePorts, Table, TableName,
+    Verdict, priority,
+};
+use ipnet::IpNet;
+use kernel::nftables::Nftables;
+use kernel::{KernelError, command};
+use sha2::{Digest as _, Sha512};
+
+use super::settings::{Backend, Settings};
+
+/// The chain that holds a rule per address.
+const CHAIN: &str = "masq_checks";
+
+/// The longest comment that nft takes.
+const COMMENT_LENGTH: usize = 128;
+
+/// Masquerades what the addresses send out of their network.
+pub(super) fn install(settings: &Settings, request: &Request, addresses: &[IpNet]) -> Result<(), Error> {
+    let failed = |error: KernelError| Error::internal(format!("failed to set up ip masquerading: {error}"));
+    let nftables = || install_nftables(request, addresses);
+    let iptables = || install_iptables(request, addresses);
+    match settings.ip_masq_backend {
+        Backend::Nftables => nftables(),
+        Backend::Iptables => iptables(),
+        Backend::Automatic => nftables().or_else(|error| iptables().map_err(|_| error)),
+    }
+    .map_err(failed)
+}
+
+/// Takes the rules of an attachment away. `addresses` are those it had, none if that is not known.
+pub(super) fn remove(request: &Request, traces: &[IptablesTrace], addresses: &[IpNet]) -> Result<(), Error> {
+    let failed =
+        |error: KernelError| Error::internal(format!("failed to tear down ip masquerading: {error}"));
+    let own = instance(request.config.name(), &request.environment.ifname, &request.environment.container_id);
+    let nftables = match Nftables::open() {
+        Ok(mut nft) => nft.remove_rules(&table_name(), &[CHAIN], |comment| comment.starts_with(&own)),
+        // Then there are none.
+        Err(_) => Ok(()),
+    };
+    for trace in traces {
+        trace.remove(addresses).map_err(failed)?;
+    }
+    nftables.map_err(failed)
+}
+
+/// Takes away the rules of all attachments of this network that are not listed.
+pub(super) fn keep_only(request: &Request, valid: &[Attachment]) -> Result<(), Error> {
+    let network = request.config.name();
+    let of_network = format!("{}-", hash(network));
+    let kept: Vec<String> = valid.iter().map(|a| instance(network, &a.ifname, &a.container_id)).collect();
+    let is_stale =
+        |comment: &str| comment.starts_with(&of_network) && !kept.iter().any(|own| comment.starts_with(own));
+    match Nftables::open() {
+        Ok(mut nft) => nft
+            .remove_rules(&table_name(), &[CHAIN], is_stale)
+            .map_err(|error| Error::internal(format!("failed to tear down stale ip masquerading: {error}"))),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Whether the rules of an attachment are there, made by either backend.
+pub(super) fn is_installed(request: &Request, addresses: &[IpNet]) -> Result<bool, Error> {
+    let own = instance(request.config.name(), &request.environment.ifname, &request.environment.container_id);
+    let rules = Nftables::open().and_then(|mut nft| nft.rules(&table_name(), CHAIN));
+    let count = rules.map_or(0, |rules| {
+        let is_own = |comment: &String| comment.starts_with(&own);
+        rules.iter().filter(|placed| placed.rule.comment.as_ref().is_some_and(is_own)).count()
+    });
+    Ok(count >= addresses.len() || !iptables_traces(request).is_empty())
+}
+
+fn install_nftables(request: &Request, addresses: &[IpNet]) -> Result<(), KernelError> {
+    let environment = &request.environment;
+    let (network, ifname, id) = (request.config.name(), &environment.ifname, &environment.container_id);
+    let own = instance(network, ifname, id);
+    let mut comment = format!("{own}, net: {network}, if: {ifname}, id: {id}").replace('"', "");
+    while comment.len() > COMMENT_LENGTH {
+        comment.pop();
+    }
+    let rules: Vec<Rule> = addresses
+        .iter()
+        .map(|net| {
+            let source = Match::Source(Is::Equal, IpNet::from(net.addr()));
+            let elsewhere = Match::Destination(Is::NotEqual, net.trunc());
+            Rule::new(vec![source, elsewhere], Verdict::Masquerade(SourcePorts::Kept))
+                .comment(comment.clone())
+        })
+        .collect();
+    Nftables::open()?.replace_rules(&frame(), CHAIN, |comment| comment.starts_with(&own), &rules)
+}
+
+fn table_name() -> TableName {
+    TableName { family: Family::Inet, name: "cni_plugins_masquerade".to_owned() }
+}
+
+/// The table without the rules of addresses.
+fn frame() -> Table {
+    let multicast = |net: &str| {
+        let net = net.parse().expect("a network");
+        Rule::new(vec![Match::Destination(Is::Equal, net)], Verdict::Return)
+    };
+    Table {
+        name: table_name(),
+        comment: Some("Masquerading for plugins from github.com/containernetworking/plugins".to_owned()),
+        chains: vec![
+            Chain {
+                name: CHAIN.to_owned(),
+                hook: None,
+                comment: Some(
+                    "Masquerade traffic from certain IPs to any (non-multicast) IP outside their subnet"
+                        .to_owned(),
+                ),
+                rules: Vec::new(),
+            },
+            Chain {
+                name: "postrouting".to_owned(),
+                hook: Some(Hook {
+                    kind: ChainKind::Nat,
+                    point: HookPoint::Postrouting,
+                    priority: priority::SRCNAT,
+                    policy: Policy::Accept,
+                }),
+                comment: None,
+                rules: vec![
+                    multicast("224.0.0.0/4"),
+                    multicast("ff00::/8"),
+                    Rule::new(Vec::new(), Verdict::Goto(CHAIN.to_owned())),
+                ],
+            },
+        ],
+    }
+}
+
+/// What the comments of an attachment's rules begin with.
+fn instance(network: &str, ifname: &str, container_id: &str) -> String {
+    format!("{}-{}", hash(network), hash(&format!("{ifname}:{container_id}")))
+}
+
+fn hash(text: &str) -> String {
+    hex(text, 16)
+}
+
+/// The first digits of the SHA-512 of a text.
+fn hex(text: &str, digits: usize) -> String {
+    let mut hex: String =
+        Sha512::digest(text.as_bytes()).iter().map(|octet| format!("{octet:02x}")).collect();
+    hex.truncate(digits);
+    hex
+}
+
+/// Rules of iptables that an attachment has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct IptablesTrace {
+    program: &'static str,
+    chain: String,
+}
+
+/// Finds rules of iptables, without running it where it cannot have any.
+pub(super) fn iptables_traces(request: &Request) -> Vec<IptablesTrace> {
+    let chain = iptables_chain(request);
+    let mut traces = Vec::new();
+    let families = [
+        (
+            Family::Ipv4,
+            "/proc/thread-self/net/ip_tables_names",
+            ["iptables-nft", "iptables-legacy", "iptables"],
+        ),
+        (
+            Family::Ipv6,
+            "/proc/thread-self/net/ip6_tables_names",
+            ["ip6tables-nft", "ip6tables-legacy", "ip6tables"],
+        ),
+    ];
+    for (family, legacy_tables, [nft, legacy, either]) in families {
+        let name = TableName { family, name: "nat".to_owned() };
+        let has_nft =
+            Nftables::open().and_then(|mut socket| socket.rules(&name, &chain)).is_ok_and(|r| !r.is_empty());
+        let has_legacy =
+            fs::read_to_string(legacy_tables).is_ok_and(|names| names.lines().any(|name| name == "nat"));
+        for (may_have, program) in [(has_nft, nft), (has_legacy, legacy)] {
+            let program = if command::find(program).is_some() { program } else { either };
+            if may_have && command::run(program, &["--wait", "-t", "nat", "-S", &chain], "").is_ok() {
+                traces.push(IptablesTrace { program, chain: chain.clone() });
+            }
+        }
+    }
+    traces
+}
+
+impl IptablesTrace {
+    /// Takes away the rules for these addresses, or all if none are given: a container has one chain for
+    /// all its interfaces, and those of the others stay.
+    fn remove(&self, addresses: &[IpNet]) -> Result<(), KernelError> {
+        let listed = command::run(self.program, &["--wait", "-t", "nat", "-S", "POSTROUTING"], "")?;
+        let target = format!(" -j {}", self.chain);
+        let jumps = || listed.lines().filter(|line| line.ends_with(&target));
+        let is_own = |line: &&str| {
+            let of = |net: &IpNet| [IpNet::from(net.addr()), net.trunc()].map(|net| format!(" -s {net} "));
+            addresses.is_empty() || addresses.iter().flat_map(of).any(|source| line.contains(&source))
+        };
+        let own: Vec<&str> = jumps().filter(is_own).collect();
+        let mut script = "*nat\n".to_owned();
+        for line in &own {
+            script += &format!("{}\n", line.replacen("-A ", "-D ", 1));
+        }
+        if own.len() == jumps().count() {
+            script += &format!("-F {chain}\n-X {chain}\n", chain = self.chain);
+        }
+        script += "COMMIT\n";
+        let restore = match self.program.rsplit_once('-') {
+            Some((name, variant)) => format!("{name}-{variant}-restore"),
+            None => format!("{}-restore", self.program),
+        };
+        command::run(&restore, &["--noflush", "--wait"], &script).map(drop)
+    }
+}
+
+fn install_iptables(request: &Request, addresses: &[IpNet]) -> Result<(), KernelError> {
+    let chain = iptables_chain(request);
+    let comment =
+        format!("name: {:?} id: {:?}", request.config.name(), request.environment.container_id.as_str());
+    for net in addresses {
+        let (program, multicast) = match net {
+            IpNet::V4(_) => ("iptables", "224.0.0.0/4"),
+            IpNet::V6(_) => ("ip6tables", "ff00::/8"),
+        };
+        let run = |words: &[&str]| {
+            let words: Vec<&str> = ["--wait", "-t", "nat"].iter().chain(words).copied().collect();
+            command::run(program, &words, "")
+        };
+        if run(&["-S", &chain, "1"]).is_err() {
+            run(&["-N", &chain])?;
+        }
+        let (network, source) = (net.to_string(), net.addr().to_string());
+        let rules: [(&str, &[&str]); 3] = [
+            (&chain, &["-d", &network, "-j", "ACCEPT"]),
+            (&chain, &["!", "-d", multicast, "-j", "MASQUERADE"]),
+            ("POSTROUTING", &["-s", &source, "-j", &chain]),
+        ];
+        for (chain, rule) in rules {
+            let tail = ["-m", "comment", "--comment", &comment];
+            let words = |verb| [&[verb, chain], rule, &tail].concat();
+            if run(&words("-C")).is_err() {
+                run(&words("-A"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn iptables_chain(request: &Request) -> String {
+    format!("CNI-{}", hex(&format!("{}{}", request.config.name(), request.environment.container_id), 24))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comments_begin_as_the_reference_plugin_begins_them() {
+        assert_eq!(instance("unit-test", "eth0", "one"), "6fd94d501e58f0aa-287fc69eff0574a2");
+    }
+
+    #[test]
+    fn the_frame_reads_as_the_reference_plugin_writes_it() {
+        let expected = "table inet cni_plugins_masquerade {\n\
+            \tcomment \"Masquerading for plugins from github.com/containernetworking/plugins\"\n\n\
+            \tchain masq_checks {\n\
+            \t\tcomment \"Masquerade traffic from certain IPs to any (non-multicast) IP outside their subnet\"\n\
+            \t}\n\n\
+            \tchain postrouting {\n\
+            \t\ttype nat hook postrouting priority srcnat; policy accept;\n\
+            \t\tip daddr 224.0.0.0/4 return\n\
+            \t\tip6 daddr ff00::/8 return\n\
+            \t\tgoto masq_checks\n\
+            \t}\n}\n";
+        assert_eq!(frame().to_string(), expected);
+    }
+}

@@ -1,0 +1,49 @@
+//! Calling another plugin.
+//!
+//! Which program a name stands for is decided by `CNI_PATH`, as everywhere. If that program is the one
+//! that is running, the plugin is called in this process: on the same files and locks, only without
+//! the time that starting a program takes.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use cni::{AddResult, Config, Environment, Error, Plugin, Verb, delegate, plugin};
+
+/// All plugins of this program.
+pub const PLUGINS: [&dyn Plugin; 4] = [
+    &crate::flannel::Flannel,
+    &crate::bridge::Bridge,
+    &crate::host_local::HostLocal,
+    &crate::loopback::Loopback,
+];
+
+/// The plugin of this program with that name.
+pub fn by_name(name: &str) -> Option<&'static dyn Plugin> {
+    PLUGINS.into_iter().find(|plugin| plugin.name() == name)
+}
+
+/// Calls the plugin `name`; only ADD has a result.
+pub(crate) fn call(
+    name: &str,
+    verb: Verb,
+    environment: &Environment,
+    config: Config,
+) -> Result<Option<AddResult>, Error> {
+    let environment = environment.with_verb(verb);
+    let program = delegate::find(name, &environment.path)?;
+    if let Some(plugin) = by_name(name).filter(|_| is_this_program(&program)) {
+        return plugin::dispatch(plugin, environment, config);
+    }
+    let output = delegate::execute(&program, &environment, config.bytes())?;
+    if verb != Verb::Add {
+        return Ok(None);
+    }
+    AddResult::parse(&output, config.version()?).map(Some)
+}
+
+/// Whether a file is the running program, under whatever name or link.
+fn is_this_program(path: &Path) -> bool {
+    let identity = |path: &Path| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+    identity(path).is_some_and(|file| Some(file) == identity(Path::new("/proc/self/exe")))
+}

@@ -1,0 +1,177 @@
+//! `flannel`: turns the lease of this node into the configuration of the plugin that attaches pods.
+//!
+//! flanneld writes what it leased to `subnet.env`; this plugin puts it together with the `delegate` of
+//! the network configuration ([`delegation`]) and calls the delegate, usually `bridge`. What the
+//! delegate was called with is kept in a file, because DEL must use the same ([`state`]).
+
+mod delegation;
+mod state;
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::{io, thread};
+
+use cni::error::code;
+use cni::{AddResult, Config, Error, Plugin, Request, Verb};
+use fabric::subnet_file::SubnetFile;
+
+use self::delegation::Delegation;
+use self::state::States;
+use crate::delegate;
+use crate::files::go_error;
+
+/// Where flanneld writes its lease unless told otherwise.
+const SUBNET_FILE: &str = "/run/flannel/subnet.env";
+
+/// Where state is kept unless the configuration says otherwise.
+const DATA_DIR: &str = "/var/lib/cni/flannel";
+
+/// The plugin.
+#[derive(Debug, Clone, Copy)]
+pub struct Flannel;
+
+impl Plugin for Flannel {
+    fn name(&self) -> &'static str {
+        "flannel"
+    }
+
+    fn add(&self, request: &Request) -> Result<AddResult, Error> {
+        let settings =
+            Settings::parse(request).map_err(|error| error.context("failed to load flannel netconf file"))?;
+        let subnet_file = settings.subnet_file()?;
+        let delegation = Delegation::build(request, Some(&subnet_file))?;
+        // Before the delegate does anything, so that DEL knows of everything that was begun.
+        let saved = settings.states(request).save(&delegation.json)?;
+        let config = delegation.config()?;
+        let result = while_syncing(saved, || {
+            delegate::call(&delegation.plugin, Verb::Add, &request.environment, config)
+        })?;
+        result
+            .map_err(|error| error.context("failed to delegate add"))
+            .map(|result| result.expect("ADD has a result"))
+    }
+
+    fn del(&self, request: &Request) -> Result<(), Error> {
+        let settings = Settings::parse(request)?;
+        let states = settings.states(request);
+        let saved = states.load()?;
+        let delegation = match saved.as_deref().and_then(Delegation::read) {
+            Some(delegation) => delegation,
+            // Never begun, already done, or cut short by a crash. Only doing it (again) is safe.
+            None => match settings.derived(request) {
+                Ok(delegation) => delegation,
+                // There is nothing to go by; that it was never begun is most likely.
+                Err(_) => return states.remove(),
+            },
+        };
+        delegate::call(&delegation.plugin, Verb::Del, &request.environment, delegation.config()?)
+            .map_err(|error| error.context("failed to delegate del"))?;
+        // Only now: a DEL that failed is tried again, and needs it again.
+        states.remove()
+    }
+
+    fn check(&self, request: &Request) -> Result<(), Error> {
+        let settings = Settings::parse(request)?;
+        let saved = settings.states(request).load()?;
+        let delegation = match saved.as_deref().and_then(Delegation::read) {
+            Some(delegation) => delegation,
+            None => settings.derived(request)?,
+        };
+        let config = delegation.with_members(request, &["prevResult", "runtimeConfig"])?;
+        delegate::call(&delegation.plugin, Verb::Check, &request.environment, config)?;
+        Ok(())
+    }
+
+    fn status(&self, request: &Request) -> Result<(), Error> {
+        let unavailable = |error: Error| Error { code: code::PLUGIN_NOT_AVAILABLE, ..error };
+        let settings = Settings::parse(request).map_err(unavailable)?;
+        let subnet_file = settings.subnet_file().map_err(unavailable)?;
+        let delegation = Delegation::build(request, Some(&subnet_file)).map_err(unavailable)?;
+        delegate::call(&delegation.plugin, Verb::Status, &request.environment, delegation.config()?)
+            .map_err(|error| if error.code == code::INTERNAL { unavailable(error) } else { error })?;
+        Ok(())
+    }
+
+    fn gc(&self, request: &Request) -> Result<(), Error> {
+        let settings = Settings::parse(request)?;
+        let valid = request.config.valid_attachments()?;
+        let delegation = settings.derived(request)?;
+        let config =
+            delegation.with_members(request, &["cni.dev/valid-attachments", "cni.dev/attachments"])?;
+        delegate::call(&delegation.plugin, Verb::Gc, &request.environment, config)
+            .map_err(|error| error.context("failed to delegate gc"))?;
+        settings.states(request).keep_only(&valid)
+    }
+}
+
+/// Runs `work` while the disk takes what was written: the file has to survive a loss of power, but
+/// nobody has to wait for that doing nothing.
+fn while_syncing<T>(file: File, work: impl FnOnce() -> T) -> Result<T, Error> {
+    thread::scope(|scope| {
+        let syncing = scope.spawn(move || file.sync_all());
+        let done = work();
+        match syncing.join() {
+            Ok(Err(error)) if error.kind() != io::ErrorKind::Unsupported => {
+                Err(Error::internal(format!("failed to write the state file to disk: {error}")))
+            }
+            _ => Ok(done),
+        }
+    })
+}
+
+/// What the configuration says to `flannel` itself.
+struct Settings {
+    subnet_file: PathBuf,
+    data_dir: PathBuf,
+}
+
+impl Settings {
+    fn parse(request: &Request) -> Result<Settings, Error> {
+        let config = request.config.object();
+        let path = |key, default: &str| {
+            config
+                .string(key)
+                .map(|path| PathBuf::from(path.unwrap_or(default)))
+                .map_err(|error| Error::internal(format!("failed to load netconf: {error}")))
+        };
+        Ok(Settings { subnet_file: path("subnetFile", SUBNET_FILE)?, data_dir: path("dataDir", DATA_DIR)? })
+    }
+
+    /// What flanneld leased. That it is not there passes once flanneld is up, so the runtime is told to
+    /// try again.
+    fn subnet_file(&self) -> Result<SubnetFile, Error> {
+        let path = &self.subnet_file;
+        let read = fs::read(path).map_err(|error| go_error("open", path, &error)).and_then(|bytes| {
+            let file =
+                SubnetFile::parse(&String::from_utf8_lossy(&bytes)).map_err(|error| error.to_string())?;
+            match file.missing().as_slice() {
+                [] => Ok(file),
+                missing => Err(format!("{} is missing {}", path.display(), missing.join(", "))),
+            }
+        });
+        read.map_err(|why| {
+            let msg = format!(
+                "failed to load flannel 'subnet.env' file: {why}. Check the flannel pod log for this node."
+            );
+            Error::new(code::TRY_AGAIN_LATER, msg).details(
+                "flanneld writes this file as soon as the node has a lease: see whether it runs (flannelctl \
+                 status) and what it logs",
+            )
+        })
+    }
+
+    /// The delegate's configuration as far as it can be told without the state file.
+    fn derived(&self, request: &Request) -> Result<Delegation, Error> {
+        Delegation::build(request, self.subnet_file().ok().as_ref())
+    }
+
+    fn states(&self, request: &Request) -> States {
+        States::new(&self.data_dir, request)
+    }
+}
+
+impl Delegation {
+    fn config(&self) -> Result<Config, Error> {
+        Config::parse(self.json.clone().into_bytes())
+    }
+}
