@@ -219,6 +219,23 @@ impl Table {
     }
 }
 
+impl Table {
+    /// Whether a table that the kernel lists is this one.
+    ///
+    /// Linux before 5.10 does not keep the comments of tables and chains. A table that lost them there
+    /// is still the same: replacing it would not bring them back, and would never end.
+    pub fn is_listed_as(&self, listed: &Table) -> bool {
+        let kept_none = listed.comment.is_none() && listed.chains.iter().all(|chain| chain.comment.is_none());
+        self == listed || (kept_none && self.without_comments() == *listed)
+    }
+
+    /// The same without the comments of the table and its chains; those of rules are always kept.
+    fn without_comments(&self) -> Table {
+        let chains = self.chains.iter().map(|chain| Chain { comment: None, ..chain.clone() });
+        Table { name: self.name.clone(), comment: None, chains: chains.collect() }
+    }
+}
+
 impl Rule {
     /// A rule without counter and comment.
     pub fn new(matches: Vec<Match>, verdict: Verdict) -> Rule {
@@ -445,5 +462,58 @@ fn protocol_name(number: u8) -> Option<&'static str> {
         17 => Some("udp"),
         132 => Some("sctp"),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(table: Option<&str>, chain: Option<&str>, rule: Option<&str>) -> Table {
+        let own = |comment: Option<&str>| comment.map(str::to_owned);
+        let rule = Rule { comment: own(rule), ..Rule::new(vec![], Verdict::Accept) };
+        Table {
+            name: TableName { family: Family::Ipv4, name: "t".to_owned() },
+            comment: own(table),
+            chains: vec![Chain { name: "c".to_owned(), hook: None, comment: own(chain), rules: vec![rule] }],
+        }
+    }
+
+    #[test]
+    fn a_table_is_still_the_same_on_a_kernel_that_keeps_no_comments() {
+        let wanted = table(Some("a"), Some("b"), Some("c"));
+        assert!(wanted.is_listed_as(&wanted));
+        assert!(wanted.is_listed_as(&table(None, None, Some("c"))));
+        assert!(!wanted.is_listed_as(&table(None, None, None)));
+        assert!(!wanted.is_listed_as(&table(Some("a"), None, Some("c"))), "this kernel keeps comments");
+        assert!(!wanted.is_listed_as(&table(Some("a"), Some("other"), Some("c"))));
+    }
+
+    #[test]
+    fn priorities_print_as_nft_names_them() {
+        let text = |family, point, priority| {
+            let hook = Hook { kind: ChainKind::Filter, point, priority, policy: Policy::Accept };
+            let chain = Chain { name: "c".to_owned(), hook: Some(hook), comment: None, rules: Vec::new() };
+            let name = TableName { family, name: "t".to_owned() };
+            let text = Table { name, comment: None, chains: vec![chain] }.to_string();
+            let (_, rest) = text.split_once("priority ").expect("a base chain has a priority");
+            rest.split(';').next().expect("a split has a first part").to_owned()
+        };
+        use HookPoint::{Forward, Output, Postrouting, Prerouting};
+        for (family, point, priority, expected) in [
+            (Family::Ipv4, Forward, 0, "filter"),
+            (Family::Ipv4, Forward, 10, "filter + 10"),
+            (Family::Ipv4, Forward, -10, "filter - 10"),
+            (Family::Ipv4, Forward, 11, "11"),
+            (Family::Inet, Prerouting, -100, "dstnat"),
+            (Family::Inet, Output, -100, "-100"),
+            (Family::Inet, Postrouting, 95, "srcnat - 5"),
+            (Family::Inet, Forward, -150, "mangle"),
+            (Family::Bridge, Prerouting, -300, "dstnat"),
+            (Family::Bridge, Forward, 0, "0"),
+            (Family::Bridge, Forward, -200, "filter"),
+        ] {
+            assert_eq!(text(family, point, priority), expected, "{family} {point:?} {priority}");
+        }
     }
 }

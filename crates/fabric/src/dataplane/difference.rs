@@ -21,85 +21,28 @@ pub enum Prune {
 /// Foreign objects are never touched. A foreign route with the very key of a wanted one is replaced
 /// by it: only one of the two can exist.
 pub fn changes(wanted: &Dataplane, observed: &Observed, ownership: &Ownership, prune: Prune) -> Vec<Change> {
-    let mut changes = Vec::new();
-    let mut removals = Vec::new();
+    let mut difference = Difference {
+        wanted,
+        observed,
+        ownership,
+        made: BTreeSet::new(),
+        readdressed: BTreeSet::new(),
+        changes: Vec::new(),
+        removals: Vec::new(),
+    };
+    difference.links();
+    difference.sysctls();
+    difference.addresses();
+    difference.neighbors();
+    difference.fdb();
+    let stale = difference.next_hops();
+    difference.routes(&stale);
+    difference.tables();
+    difference.accepted_forwards();
 
-    let LinkChanges { made, readdressed } = link_changes(wanted, observed, &mut changes);
-    // What hangs on a device that is deleted goes with it, and what hangs on one that is down has
-    // gone already: the kernel drops routes and permanent neighbors at that moment.
-    let gone = |link: &LinkName| made.contains(link) || !observed.links.contains_key(link);
-
-    for (path, value) in &wanted.sysctls {
-        // A new device has its files with the kernel's defaults, whatever was read of an older one.
-        // Else, a kernel without the file (no IPv6, say) has nothing to set.
-        let new = sysctl_link(path).is_some_and(|link| made.contains(&link));
-        if new || observed.sysctls.get(path).is_some_and(|is| is != value) {
-            changes.push(Change::SetSysctl(path.clone(), value.clone()));
-        }
-    }
-
-    for (link, net) in &wanted.addresses {
-        if gone(link) || !observed.addresses.contains(&(*link, *net)) {
-            changes.push(Change::AddAddress(*link, *net));
-        }
-    }
-    for (link, net) in &observed.addresses {
-        if !wanted.addresses.contains(&(*link, *net)) && !gone(link) && ownership.owns_address(link, net) {
-            removals.push(Change::RemoveAddress(*link, *net));
-        }
-    }
-
-    for ((link, ip), mac) in &wanted.neighbors {
-        let kept = !gone(link) && !readdressed.contains(link);
-        if !kept || observed.neighbors.get(&(*link, *ip)) != Some(mac) {
-            changes.push(Change::SetNeighbor(*link, *ip, *mac));
-        }
-    }
-    for (link, ip) in observed.neighbors.keys() {
-        let kept = !gone(link) && !readdressed.contains(link);
-        if !wanted.neighbors.contains_key(&(*link, *ip)) && kept && ownership.owns_link(link) {
-            removals.push(Change::RemoveNeighbor(*link, *ip));
-        }
-    }
-
-    for ((link, mac), to) in &wanted.fdb {
-        if gone(link) || !observed.fdb.contains(&(*link, *mac, *to)) {
-            changes.push(Change::SetFdb(*link, *mac, *to));
-        }
-    }
-    for (link, mac, to) in &observed.fdb {
-        // Setting a MAC's entry replaces its destination, so only a MAC that is not wanted at all
-        // leaves something to remove.
-        if !wanted.fdb.contains_key(&(*link, *mac)) && !gone(link) && ownership.owns_link(link) {
-            removals.push(Change::RemoveFdb(*link, *mac, *to));
-        }
-    }
-
-    let stale_next_hops = next_hop_changes(wanted, observed, &gone, &mut changes, &mut removals);
-    route_changes(wanted, observed, ownership, (&gone, &stale_next_hops), (&mut changes, &mut removals));
-
-    for (name, table) in &wanted.tables {
-        if observed.tables.get(name) != Some(table) {
-            changes.push(Change::SetTable(table.clone()));
-        }
-    }
-    for name in observed.tables.keys() {
-        if !wanted.tables.contains_key(name) && ownership.owns_table(name) {
-            removals.push(Change::DeleteTable(name.clone()));
-        }
-    }
-    for (family, accepted) in &observed.accepted_forwards {
-        let wanted: BTreeSet<_> =
-            wanted.accepted_forwards.iter().filter(|net| IpFamily::of(net) == *family).collect();
-        changes
-            .extend(wanted.iter().filter(|net| !accepted.contains(net)).map(|n| Change::AcceptForward(**n)));
-        removals
-            .extend(accepted.iter().filter(|net| !wanted.contains(net)).map(|n| Change::RetractForward(*n)));
-    }
-
+    let Difference { mut changes, removals, .. } = difference;
     if prune == Prune::Yes {
-        removals.reverse();
-        changes.extend(removals);
+        changes.extend(removals.into_iter().rev());
     }
     changes
 }
@@ -158,41 +101,205 @@ pub(super) fn additions(wanted: &Dataplane) -> Vec<Change> {
     changes(wanted, &observed, &Ownership::everything(), Prune::NotYet)
 }
 
-/// What the changes of devices mean for that which hangs on them.
-struct LinkChanges {
+/// A comparison on its way, one kind of object after the other.
+struct Difference<'a> {
+    wanted: &'a Dataplane,
+    observed: &'a Observed,
+    ownership: &'a Ownership,
     /// Devices that are made, or deleted and made anew: nothing is on them.
     made: BTreeSet<LinkName>,
     /// Devices that get another Ethernet address, at which the kernel drops all neighbors, permanent
     /// ones included (`neigh_changeaddr`).
     readdressed: BTreeSet<LinkName>,
+    changes: Vec<Change>,
+    /// What is to be taken away, in the order of the sets; done in reverse.
+    removals: Vec<Change>,
 }
 
-fn link_changes(wanted: &Dataplane, observed: &Observed, changes: &mut Vec<Change>) -> LinkChanges {
-    let (mut made, mut readdressed) = (BTreeSet::new(), BTreeSet::new());
-    for link in wanted.links.values() {
-        let Link { name, kind: LinkKind::Vxlan(vxlan), mtu, mac } = link;
-        let Some(is) = observed.links.get(name) else {
-            made.insert(*name);
-            changes.push(Change::CreateLink(link.clone()));
-            continue;
-        };
-        if vxlan.conflict(&is.kind).is_some() {
-            made.insert(*name);
-            changes.extend([Change::DeleteLink(*name), Change::CreateLink(link.clone())]);
-            continue;
-        }
-        if is.mac != Some(*mac) {
-            readdressed.insert(*name);
-            changes.push(Change::SetMac(*name, *mac));
-        }
-        if is.mtu != *mtu {
-            changes.push(Change::SetMtu(*name, *mtu));
-        }
-        if !is.up {
-            changes.push(Change::SetUp(*name));
+impl Difference<'_> {
+    fn links(&mut self) {
+        for link in self.wanted.links.values() {
+            let Link { name, kind: LinkKind::Vxlan(vxlan), mtu, mac } = link;
+            let Some(is) = self.observed.links.get(name) else {
+                self.made.insert(*name);
+                self.changes.push(Change::CreateLink(link.clone()));
+                continue;
+            };
+            if vxlan.conflict(&is.kind).is_some() {
+                self.made.insert(*name);
+                self.changes.extend([Change::DeleteLink(*name), Change::CreateLink(link.clone())]);
+                continue;
+            }
+            if is.mac != Some(*mac) {
+                self.readdressed.insert(*name);
+                self.changes.push(Change::SetMac(*name, *mac));
+            }
+            if is.mtu != *mtu {
+                self.changes.push(Change::SetMtu(*name, *mtu));
+            }
+            if !is.up {
+                self.changes.push(Change::SetUp(*name));
+            }
         }
     }
-    LinkChanges { made, readdressed }
+
+    /// Whether nothing is on a device (any more): what hangs on one that is deleted goes with it, and
+    /// what hangs on one that is down has gone already, for the kernel drops it at that moment.
+    fn gone(&self, link: &LinkName) -> bool {
+        self.made.contains(link) || !self.observed.links.contains_key(link)
+    }
+
+    fn sysctls(&mut self) {
+        for (path, value) in &self.wanted.sysctls {
+            // A new device has its files with the kernel's defaults, whatever was read of an older one.
+            // Else, a kernel without the file (no IPv6, say) has nothing to set.
+            let new = sysctl_link(path).is_some_and(|link| self.made.contains(&link));
+            if new || self.observed.sysctls.get(path).is_some_and(|is| is != value) {
+                self.changes.push(Change::SetSysctl(path.clone(), value.clone()));
+            }
+        }
+    }
+
+    fn addresses(&mut self) {
+        for (link, net) in &self.wanted.addresses {
+            if self.gone(link) || !self.observed.addresses.contains(&(*link, *net)) {
+                self.changes.push(Change::AddAddress(*link, *net));
+            }
+        }
+        for (link, net) in &self.observed.addresses {
+            let wanted = self.wanted.addresses.contains(&(*link, *net));
+            if !wanted && !self.gone(link) && self.ownership.owns_address(link, net) {
+                self.removals.push(Change::RemoveAddress(*link, *net));
+            }
+        }
+    }
+
+    fn neighbors(&mut self) {
+        for ((link, ip), mac) in &self.wanted.neighbors {
+            let kept = !self.gone(link) && !self.readdressed.contains(link);
+            if !kept || self.observed.neighbors.get(&(*link, *ip)) != Some(mac) {
+                self.changes.push(Change::SetNeighbor(*link, *ip, *mac));
+            }
+        }
+        for (link, ip) in self.observed.neighbors.keys() {
+            let kept = !self.gone(link) && !self.readdressed.contains(link);
+            let wanted = self.wanted.neighbors.contains_key(&(*link, *ip));
+            if !wanted && kept && self.ownership.owns_link(link) {
+                self.removals.push(Change::RemoveNeighbor(*link, *ip));
+            }
+        }
+    }
+
+    fn fdb(&mut self) {
+        for ((link, mac), to) in &self.wanted.fdb {
+            if self.gone(link) || !self.observed.fdb.contains(&(*link, *mac, *to)) {
+                self.changes.push(Change::SetFdb(*link, *mac, *to));
+            }
+        }
+        for (link, mac, to) in &self.observed.fdb {
+            // Setting a MAC's entry replaces its destination, so only a MAC that is not wanted at all
+            // leaves something to remove.
+            let wanted = self.wanted.fdb.contains_key(&(*link, *mac));
+            if !wanted && !self.gone(link) && self.ownership.owns_link(link) {
+                self.removals.push(Change::RemoveFdb(*link, *mac, *to));
+            }
+        }
+    }
+
+    /// Returns the ids whose object is there but says something else. Those lose their routes before
+    /// they can be made anew (replacing one in use costs O(routes) each).
+    fn next_hops(&mut self) -> BTreeSet<u32> {
+        let mut stale = BTreeSet::new();
+        for (id, next_hop) in &self.wanted.next_hops {
+            match self.observed.next_hops.get(id) {
+                Some(is) if is == next_hop && !self.gone(&next_hop.link) => {}
+                Some(is) => {
+                    stale.insert(*id);
+                    if !self.gone(&is.link) {
+                        self.changes.push(Change::RemoveNextHop(*id));
+                    }
+                    self.changes.push(Change::AddNextHop(*id, *next_hop));
+                }
+                None => self.changes.push(Change::AddNextHop(*id, *next_hop)),
+            }
+        }
+        for (id, is) in &self.observed.next_hops {
+            if !self.wanted.next_hops.contains_key(id) && !self.gone(&is.link) {
+                self.removals.push(Change::RemoveNextHop(*id));
+            }
+        }
+        stale
+    }
+
+    /// A route through a device that is gone, or to a next-hop object that is made anew, has gone with
+    /// it.
+    fn routes(&mut self, stale_next_hops: &BTreeSet<u32>) {
+        let (wanted, observed, ownership) = (self.wanted, self.observed, self.ownership);
+        let made = self.made.clone();
+        let gone = |link: &LinkName| made.contains(link) || !observed.links.contains_key(link);
+        let lost = |route: &Route| match route.target {
+            Target::NextHopObject(id) => {
+                stale_next_hops.contains(&id) || observed.next_hops.get(&id).is_some_and(|is| gone(&is.link))
+            }
+            _ => route.link().is_some_and(|link| gone(&link)),
+        };
+        // A route to an object that was not seen has gone with it, if the two looks were not at once.
+        let sure = |route: &Route| match route.target {
+            Target::NextHopObject(id) => !lost(route) && observed.next_hops.contains_key(&id),
+            _ => !lost(route),
+        };
+        let key = |route: &Route| (route.destination, route.metric);
+        let wanted_keys: BTreeSet<_> = wanted.routes.iter().map(key).collect();
+        let mut there: BTreeMap<_, Vec<&Route>> = BTreeMap::new();
+        for route in &observed.routes {
+            if wanted_keys.contains(&key(route)) && !lost(route) {
+                there.entry(key(route)).or_default().push(route);
+            }
+        }
+        for route in &wanted.routes {
+            let there = there.get(&key(route)).map_or(&[][..], Vec::as_slice);
+            let present = there.contains(&route) && sure(route);
+            let mut others: Vec<&Route> = there.iter().copied().filter(|is| *is != route).collect();
+            // Replacing acts on one route of a key, without a moment in which there is none.
+            if !present && !others.iter().any(|other| blocks(other, route, wanted)) {
+                others.pop();
+            }
+            self.changes.extend(others.into_iter().map(|other| Change::RemoveRoute(*other)));
+            if !present {
+                self.changes.push(Change::SetRoute(*route));
+            }
+        }
+        for route in &observed.routes {
+            if !wanted_keys.contains(&key(route)) && !lost(route) && ownership.owns_route(route) {
+                self.removals.push(Change::RemoveRoute(*route));
+            }
+        }
+    }
+
+    fn tables(&mut self) {
+        for (name, table) in &self.wanted.tables {
+            if self.observed.tables.get(name) != Some(table) {
+                self.changes.push(Change::SetTable(table.clone()));
+            }
+        }
+        for name in self.observed.tables.keys() {
+            if !self.wanted.tables.contains_key(name) && self.ownership.owns_table(name) {
+                self.removals.push(Change::DeleteTable(name.clone()));
+            }
+        }
+    }
+
+    /// Only the families whose chain was observed to need it have any.
+    fn accepted_forwards(&mut self) {
+        for (family, accepted) in &self.observed.accepted_forwards {
+            let wanted: BTreeSet<_> =
+                self.wanted.accepted_forwards.iter().filter(|net| IpFamily::of(net) == *family).collect();
+            let missing = wanted.iter().filter(|net| !accepted.contains(net));
+            self.changes.extend(missing.map(|net| Change::AcceptForward(**net)));
+            let left = accepted.iter().filter(|net| !wanted.contains(net));
+            self.removals.extend(left.map(|net| Change::RetractForward(*net)));
+        }
+    }
 }
 
 /// The device that a path such as `net/ipv6/conf/flannel.1/accept_ra` is about.
@@ -201,85 +308,6 @@ fn sysctl_link(path: &str) -> Option<LinkName> {
     match (parts.next(), parts.next(), parts.next()) {
         (Some("net"), Some("ipv4" | "ipv6"), Some("conf" | "neigh")) => parts.next()?.parse().ok(),
         _ => None,
-    }
-}
-
-/// Next-hop changes; returns the ids whose object is there but says something else, which must
-/// lose their routes before they can be made anew (replacing one in use costs O(routes) each).
-fn next_hop_changes(
-    wanted: &Dataplane,
-    observed: &Observed,
-    gone: &dyn Fn(&LinkName) -> bool,
-    changes: &mut Vec<Change>,
-    removals: &mut Vec<Change>,
-) -> BTreeSet<u32> {
-    let mut stale = BTreeSet::new();
-    for (id, next_hop) in &wanted.next_hops {
-        match observed.next_hops.get(id) {
-            Some(is) if is == next_hop && !gone(&next_hop.link) => {}
-            Some(is) => {
-                stale.insert(*id);
-                if !gone(&is.link) {
-                    changes.push(Change::RemoveNextHop(*id));
-                }
-                changes.push(Change::AddNextHop(*id, *next_hop));
-            }
-            None => changes.push(Change::AddNextHop(*id, *next_hop)),
-        }
-    }
-    for (id, is) in &observed.next_hops {
-        if !wanted.next_hops.contains_key(id) && !gone(&is.link) {
-            removals.push(Change::RemoveNextHop(*id));
-        }
-    }
-    stale
-}
-
-/// Route changes. A route through a device that is gone, or to a next-hop object that is made anew,
-/// has gone with it.
-fn route_changes(
-    wanted: &Dataplane,
-    observed: &Observed,
-    ownership: &Ownership,
-    (gone, stale_next_hops): (&dyn Fn(&LinkName) -> bool, &BTreeSet<u32>),
-    (changes, removals): (&mut Vec<Change>, &mut Vec<Change>),
-) {
-    let lost = |route: &Route| match route.target {
-        Target::NextHopObject(id) => {
-            stale_next_hops.contains(&id) || observed.next_hops.get(&id).is_some_and(|is| gone(&is.link))
-        }
-        _ => route.link().is_some_and(|link| gone(&link)),
-    };
-    // A route to an object that was not seen has gone with it, if the two looks were not at once.
-    let sure = |route: &Route| match route.target {
-        Target::NextHopObject(id) => !lost(route) && observed.next_hops.contains_key(&id),
-        _ => !lost(route),
-    };
-    let key = |route: &Route| (route.destination, route.metric);
-    let wanted_keys: BTreeSet<_> = wanted.routes.iter().map(key).collect();
-    let mut there: BTreeMap<_, Vec<&Route>> = BTreeMap::new();
-    for route in &observed.routes {
-        if wanted_keys.contains(&key(route)) && !lost(route) {
-            there.entry(key(route)).or_default().push(route);
-        }
-    }
-    for route in &wanted.routes {
-        let there = there.get(&key(route)).map_or(&[][..], Vec::as_slice);
-        let present = there.contains(&route) && sure(route);
-        let mut others: Vec<&Route> = there.iter().copied().filter(|is| *is != route).collect();
-        // Replacing acts on one route of a key, without a moment in which there is none.
-        if !present && !others.iter().any(|other| blocks(other, route, wanted)) {
-            others.pop();
-        }
-        changes.extend(others.into_iter().map(|other| Change::RemoveRoute(*other)));
-        if !present {
-            changes.push(Change::SetRoute(*route));
-        }
-    }
-    for route in &observed.routes {
-        if !wanted_keys.contains(&key(route)) && !lost(route) && ownership.owns_route(route) {
-            removals.push(Change::RemoveRoute(*route));
-        }
     }
 }
 

@@ -498,3 +498,6 @@ fn link_name(bytes: &[u8]) -> Option<String> {
     }
     String::from_utf8(name.to_vec()).ok()
 }
+
+#[cfg(test)]
+mod tests;
