@@ -21,6 +21,7 @@ pub mod fdb;
 pub mod iptables;
 pub mod link;
 mod linux;
+pub mod monitor;
 pub mod neighbor;
 pub mod netlink;
 pub mod netns;

@@ -72,6 +72,13 @@ pub enum Protocol {
     Netfilter,
 }
 
+/// Whether to wait for something to receive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wait {
+    Yes,
+    No,
+}
+
 /// The kernel's refusal of one request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
@@ -289,7 +296,7 @@ impl Socket {
         let mut failures = Vec::new();
         let mut finished = false;
         while !finished {
-            let received = self.receive().map_err(whole)?;
+            let received = self.receive(Wait::Yes).map_err(whole)?;
             for message in messages(&self.receive[..received]) {
                 let place = message.sequence.wrapping_sub(base) as usize;
                 if place > batch.len() + 1 || message.kind != MESSAGE_ERROR {
@@ -339,7 +346,7 @@ impl Socket {
         // Whatever is wrong, the answer is read to its end: a dump that is left half read makes
         // the next one on this socket fail with EBUSY.
         loop {
-            let received = match self.receive() {
+            let received = match self.receive(Wait::Yes) {
                 Err(NetlinkError::Socket { errno: Errno::MSGSIZE, .. }) => {
                     again = true;
                     continue;
@@ -387,7 +394,7 @@ impl Socket {
         self.send(batch.range(first, end))?;
         let last = base.wrapping_add((end - first - 1) as u32);
         loop {
-            let received = self.receive()?;
+            let received = self.receive(Wait::Yes)?;
             for message in messages(&self.receive[..received]) {
                 let place = message.sequence.wrapping_sub(base) as usize;
                 if place >= end - first || message.kind != MESSAGE_ERROR {
@@ -430,15 +437,18 @@ impl Socket {
     /// Receives one datagram from the kernel into the buffer; returns its length.
     ///
     /// One that does not fit is lost and reported as EMSGSIZE; the next try has room for it.
-    pub(crate) fn receive(&mut self) -> Result<usize, NetlinkError> {
+    pub(crate) fn receive(&mut self, wait: Wait) -> Result<usize, NetlinkError> {
         let failed = |errno| NetlinkError::Socket { call: "receive", errno };
         self.receive.resize(self.receive.len().max(RECEIVE_BYTES), 0);
+        let flags = match wait {
+            Wait::Yes => RecvFlags::TRUNC,
+            Wait::No => RecvFlags::TRUNC | RecvFlags::DONTWAIT,
+        };
         loop {
-            let (_, length, from) =
-                match rustix::net::recvfrom(&self.fd, &mut self.receive[..], RecvFlags::TRUNC) {
-                    Err(Errno::INTR) => continue,
-                    other => other.map_err(failed)?,
-                };
+            let (_, length, from) = match rustix::net::recvfrom(&self.fd, &mut self.receive[..], flags) {
+                Err(Errno::INTR) => continue,
+                other => other.map_err(failed)?,
+            };
             // Any process may send to a netlink port; only the kernel's port is 0.
             let from = from.and_then(|address| SocketAddrNetlink::try_from(address).ok());
             if from.is_none_or(|address| address.pid() != 0) {

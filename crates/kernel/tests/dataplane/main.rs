@@ -5,6 +5,7 @@
 #![allow(missing_docs, reason = "tests")]
 
 mod links;
+mod monitor;
 #[path = "../firewall/namespace.rs"]
 mod namespace;
 mod reconcile;

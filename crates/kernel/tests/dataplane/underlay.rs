@@ -10,7 +10,7 @@ use fabric::ownership::{Ownership, ROUTE_PROTOCOL};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use kernel::link::{self, Veth};
 use kernel::netlink::Socket;
-use kernel::{Kernel, Linux, Scope, address, netns};
+use kernel::{Kernel, Linux, Scope, address, netns, sysctl};
 
 pub(crate) const LOCAL4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 0, 1));
 pub(crate) const LOCAL6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1));
@@ -25,6 +25,8 @@ pub(crate) fn net(text: &str) -> IpNet {
 
 /// Makes the underlay and opens the kernel.
 pub(crate) fn open() -> Linux {
+    // An address that is still being checked changes its state a second later.
+    sysctl::write("net/ipv6/conf/default/accept_dad", "0").unwrap();
     let mut linux = Linux::open().unwrap();
     let socket = linux.socket();
     let lo = link::index(socket, name("lo")).unwrap().unwrap();
