@@ -263,8 +263,9 @@ pub fn list(socket: &mut Socket) -> Result<Vec<Found>, KernelError> {
         );
         match found {
             Ok(found) => routes.extend(found),
-            // A kernel without IPv6 has no routes of it.
-            Err(error) if error.errno() == Some(Errno::OPNOTSUPP) => {}
+            // A kernel without IPv6 has no routes of it, and the main table of a family is made with
+            // its first route.
+            Err(error) if matches!(error.errno(), Some(Errno::OPNOTSUPP | Errno::NOENT)) => {}
             Err(error) => return Err(error).doing(|| "list routes".to_owned()),
         }
     }
