@@ -278,7 +278,7 @@ impl Difference<'_> {
 
     fn tables(&mut self) {
         for (name, table) in &self.wanted.tables {
-            if self.observed.tables.get(name) != Some(table) {
+            if !self.observed.tables.get(name).is_some_and(|listed| table.is_listed_as(listed)) {
                 self.changes.push(Change::SetTable(table.clone()));
             }
         }
