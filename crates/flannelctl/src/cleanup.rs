@@ -12,7 +12,8 @@ use fabric::dataplane::{self, Change, Dataplane, Observed, ObservedLinkKind, Pru
 use fabric::lease::Subnets;
 use fabric::ownership::Ownership;
 use fabric::status::Files;
-use kernel::{Kernel, Linux};
+use kernel::nftables::Nftables;
+use kernel::{Kernel, Linux, takeover};
 use serde_json::json;
 
 use crate::output::{self, Output, Tone};
@@ -20,7 +21,7 @@ use crate::plan::{self, Decided};
 
 pub(crate) fn run(subnet_file: &Path, dry_run: bool, out: &mut Output) -> Result<ExitCode> {
     let files = Files::beside(subnet_file);
-    refuse_while_running(&files)?;
+    let _none_may_start = refuse_while_running(&files)?;
     let ownership = ownership(&files)?;
     let observed = plan::observe(&ownership, Vec::new())?;
     let changes = removals(observed.clone(), &ownership);
@@ -57,14 +58,15 @@ pub(crate) fn run(subnet_file: &Path, dry_run: bool, out: &mut Output) -> Result
     Ok(ExitCode::SUCCESS)
 }
 
-fn refuse_while_running(files: &Files) -> Result<()> {
+/// Takes flanneld's lock, which it holds while it runs.
+fn refuse_while_running(files: &Files) -> Result<Option<File>> {
     let lock = match File::open(&files.lock) {
         Ok(lock) => lock,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(|| format!("opening {}", files.lock.display())),
     };
     match lock.try_lock() {
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(Some(lock)),
         Err(TryLockError::WouldBlock) => {
             let pid = fs::read_to_string(&files.lock).unwrap_or_default();
             bail!("flanneld runs here (process {}) and would put everything back: stop it first", pid.trim())
@@ -114,6 +116,12 @@ fn left_to_others(observed: &Observed, ownership: &Ownership) -> Vec<String> {
     let mut left = Vec::new();
     for device in flannel_devices(observed).iter().filter(|device| !ownership.owns_link(device)) {
         left.push(format!("{device} is of another network or another flanneld: ip link delete {device}"));
+    }
+    match Nftables::open().and_then(|mut nftables| takeover::find(&mut nftables)) {
+        Ok(found) => left.extend(found.iter().map(|rules| {
+            format!("rules of the original flannel, which flanneld takes away when it starts: {rules}")
+        })),
+        Err(error) => left.push(format!("whether the original flannel left rules cannot be told: {error}")),
     }
     if observed.links.keys().any(|name| name.as_str() == "cni0") {
         left.push("cni0 and the addresses of pods are the CNI plugins': delete the pods first, then ip link delete cni0".to_owned());

@@ -4,10 +4,10 @@ mod demo;
 mod show;
 
 use std::ffi::OsString;
-use std::process::ExitCode;
+use std::process::{ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
-use ::lab::{Backend, Break, Entered, Families, Lab, Lifetime, Pod, StoreKind, Topology};
+use ::lab::{Backend, Break, Entered, Families, Lab, Lifetime, StoreKind, Topology};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::output::{Output, Tone};
 
 /// How long a node is waited for until it is called broken.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// What to do with a lab.
 #[derive(Debug, Subcommand)]
@@ -129,9 +129,12 @@ impl Shape {
             (_, true) => Families::Dual,
             _ => Families::Ipv4,
         };
+        // As nearly everybody runs flanneld: without it the CNI plugins masquerade what pods send to
+        // other nodes too.
+        let flags = ["--ip-masq".to_owned()].into_iter().chain(self.flags.iter().cloned()).collect();
         Topology {
             store: if self.store == "etcd" { StoreKind::Etcd } else { StoreKind::File },
-            flags: self.flags.clone(),
+            flags,
             ..Topology::new(self.nodes, backend).families(families)
         }
     }
@@ -155,8 +158,7 @@ pub(crate) fn run(verb: Verb, out: &mut Output) -> Result<ExitCode> {
     };
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     if let Entered::Ran(status) = ::lab::enter_user_namespace(&args, lifetime)? {
-        let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
-        return Ok(ExitCode::from(code));
+        return Ok(exit_code(status));
     }
     match verb {
         Verb::Up { name, shape, pods } => up(&name.name, &shape, pods, out)?,
@@ -165,7 +167,7 @@ pub(crate) fn run(verb: Verb, out: &mut Output) -> Result<ExitCode> {
         Verb::Ping { name } => return ping(&Lab::open(&name.name)?, out),
         Verb::Break { name, what, node } => break_node(Lab::open(&name.name)?, &what, node, out)?,
         Verb::Mend { name } => mend(Lab::open(&name.name)?, out)?,
-        Verb::Exec { name, place, command } => exec(&Lab::open(&name.name)?, &place, &command, out)?,
+        Verb::Exec { name, place, command } => return exec(&Lab::open(&name.name)?, &place, &command),
         Verb::Down { name } => Lab::open(&name.name)?.down()?,
         Verb::Demo { shape } => demo::run(shape.topology(), out)?,
         Verb::KeepUserNamespace => {}
@@ -263,7 +265,7 @@ fn mend(lab: Lab, out: &mut Output) -> Result<()> {
     lab.stay()
 }
 
-fn exec(lab: &Lab, place: &str, command: &[String], out: &mut Output) -> Result<()> {
+fn exec(lab: &Lab, place: &str, command: &[String]) -> Result<ExitCode> {
     let (node, pod) = match place.split_once('/') {
         Some((node, pod)) => (node, Some(pod)),
         None => (place, None),
@@ -274,15 +276,19 @@ fn exec(lab: &Lab, place: &str, command: &[String], out: &mut Output) -> Result<
             lab.nodes().len()
         )
     })?;
-    let printed = match pod {
-        None => node.exec(command)?,
-        Some(pod) => {
-            let pods: Vec<Pod<'_>> = node.pods()?;
-            let pod = pods.iter().find(|candidate| candidate.name() == pod).with_context(|| {
-                format!("there is no pod {pod} on {}: `flannelctl lab pods` lists them", node.name())
+    let status = match pod {
+        None => node.exec(node.namespace(), command)?,
+        Some(name) => {
+            let pods = node.pods()?;
+            let pod = pods.iter().find(|candidate| candidate.name() == name).with_context(|| {
+                format!("there is no pod {name} on {}: `flannelctl lab pods` lists them", node.name())
             })?;
-            pod.namespace().run(&command.iter().map(String::as_str).collect::<Vec<_>>())?
+            node.exec(pod.namespace(), command)?
         }
     };
-    out.line(printed.trim_end())
+    Ok(exit_code(status))
+}
+
+fn exit_code(status: ExitStatus) -> ExitCode {
+    status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
 }

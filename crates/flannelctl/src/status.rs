@@ -44,8 +44,15 @@ pub(crate) fn read(files: &Files) -> Result<Status> {
 
 /// Whether the flanneld that wrote the status is still there.
 pub(crate) fn is_running(status: &Status) -> bool {
-    let name = fs::read_to_string(format!("/proc/{}/comm", status.pid));
-    name.is_ok_and(|name| name.trim() == "flanneld")
+    let stat = fs::read_to_string(format!("/proc/{}/stat", status.pid)).unwrap_or_default();
+    is_live_flanneld(&stat)
+}
+
+/// Reads `/proc/<pid>/stat`: process id, name in parentheses, state. One that has ended stays there
+/// until its parent asks for it.
+fn is_live_flanneld(stat: &str) -> bool {
+    let state = stat.split_once(" (flanneld) ").and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
 fn show(status: &Status, running: bool, all: bool, out: &mut Output) -> Result<()> {
@@ -209,4 +216,17 @@ fn wrong(status: &Status, out: &mut Output) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neither_the_dead_nor_others_are_taken_for_flanneld() {
+        assert!(is_live_flanneld("812 (flanneld) S 1 812 812 0 -1"));
+        for stat in ["812 (flanneld) Z 1 812 812 0 -1", "812 (sshd) S 1 812 812 0 -1", ""] {
+            assert!(!is_live_flanneld(stat), "{stat:?}");
+        }
+    }
 }

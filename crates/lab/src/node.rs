@@ -4,7 +4,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -207,25 +207,17 @@ impl Node {
         self.namespace.run(&command.split_whitespace().collect::<Vec<_>>())
     }
 
-    /// Runs a program on the node with flanneld's files where the node has them, so that `flannelctl
-    /// status` shows this node.
+    /// Runs a program in the foreground, on the node or in one of its pods, with the terminal. On the
+    /// node, `flannelctl status` shows this node.
     #[expect(clippy::disallowed_methods, reason = "a lab runs the very programs a person would")]
-    pub fn exec(&self, command: &[String]) -> Result<String> {
+    pub fn exec(&self, place: &Namespace, command: &[String]) -> Result<ExitStatus> {
         let (program, args) = command.split_first().context("no program was named")?;
         // The other programs of flannel-rs are beside its daemon.
         let beside = self.binaries.flanneld.with_file_name(program);
         let program = if beside.is_file() { beside } else { program.into() };
         let mut run = Command::new(&program);
         run.args(args).env("FLANNELD_SUBNET_FILE", self.files().subnet);
-        let output = self
-            .namespace
-            .within(|| run.output())?
-            .with_context(|| format!("running {}", program.display()))?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        if !output.status.success() && output.stdout.is_empty() {
-            bail!("{} on {}: {}: {}", command.join(" "), self.name(), output.status, said.trim());
-        }
-        Ok(format!("{}{said}", String::from_utf8_lossy(&output.stdout)))
+        place.within(|| run.status())?.with_context(|| format!("running {}", program.display()))
     }
 
     /// The last lines of the daemon's log.

@@ -87,18 +87,13 @@ impl Node {
         let namespace = Namespace::create(&self.pod_namespace(pod))?;
         let what = || format!("attaching pod {pod} on {}", self.name());
         let output = self.cni("flannel", "ADD", pod, &self.cni_config()).with_context(what)?;
-        let result = match succeeded(&output).with_context(what) {
-            Ok(result) => result,
+        match succeeded(&output).and_then(|result| reported_addresses(&result)).with_context(what) {
+            Ok(addresses) => Ok(Pod { name: pod.to_owned(), node: self, namespace, addresses }),
             Err(error) => {
                 namespace.destroy()?;
-                return Err(error);
+                Err(error)
             }
-        };
-        let addresses = result["ips"]
-            .as_array()
-            .map(|ips| ips.iter().filter_map(|ip| ip["address"].as_str()?.parse().ok()).collect())
-            .unwrap_or_default();
-        Ok(Pod { name: pod.to_owned(), node: self, namespace, addresses })
+        }
     }
 
     /// A pod that was attached before.
@@ -173,6 +168,13 @@ impl Pod<'_> {
         self.namespace.destroy()?;
         detached.with_context(|| format!("detaching pod {} from {}", self.name, self.node.name()))
     }
+}
+
+fn reported_addresses(result: &Value) -> Result<Vec<IpNet>> {
+    let ips = result["ips"].as_array().filter(|ips| !ips.is_empty());
+    let ips = ips.with_context(|| format!("the plugin reports no address: {result}"))?;
+    let address = |ip: &Value| Ok(ip["address"].as_str().context("an ip without address")?.parse()?);
+    ips.iter().map(address).collect()
 }
 
 /// The result of a plugin, or its error as the CNI specification writes errors.

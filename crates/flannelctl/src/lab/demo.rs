@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use ::lab::{Break, Lab, Node, Pod, Topology};
+use ::lab::{Break, Lab, Node, Pod, Topology, wait_for};
 use anyhow::{Context, Result, bail};
 
 use super::{PATIENCE, show};
@@ -50,11 +50,7 @@ fn tell(lab: &Lab, out: &mut Output) -> Result<()> {
     heading("What each node put into its kernel (flannelctl plan --all)", out)?;
     for node in lab.nodes() {
         let planned = plan_of(node)?;
-        let differs = match planned.changes.len() {
-            0 => "the kernel holds it".to_owned(),
-            n => format!("{n} changes are due"),
-        };
-        out.line(format!("{}, {differs}:", out.toned(Tone::Strong, node.name())))?;
+        out.line(format!("{}:", out.toned(Tone::Strong, node.name())))?;
         show::plan(&planned.wanted, out)?;
     }
 
@@ -90,17 +86,25 @@ fn heading(text: &str, out: &mut Output) -> Result<()> {
 fn ping(lab: &Lab, pods: &[Pod<'_>], out: &mut Output) -> Result<()> {
     let replies = lab.ping_all(pods);
     show::matrix(pods, &replies, out)?;
+    if replies.is_empty() {
+        bail!("there was nobody to ping");
+    }
     match replies.iter().filter(|reply| reply.answer.is_err()).count() {
         0 => Ok(()),
         lost => bail!("{lost} of {} pings were lost", replies.len()),
     }
 }
 
-/// The node's plan, made in the node's namespace.
+/// The node's plan, made in the node's namespace, once the daemon has written down the leases it is
+/// made of and the kernel is equal to it.
 fn plan_of(node: &Node) -> Result<plan::Planned> {
-    node.namespace()
-        .within(|| plan::make(&node.files()))?
-        .with_context(|| format!("planning {}", node.name()))
+    wait_for(&format!("the kernel of {} to equal its plan", node.name()), PATIENCE, || {
+        let planned = node.namespace().within(|| plan::make(&node.files()))??;
+        match planned.changes.first() {
+            None => Ok(planned),
+            Some(change) => bail!("{} changes are due, the first is {change}", planned.changes.len()),
+        }
+    })
 }
 
 /// Whether the backend has such a thing at all.

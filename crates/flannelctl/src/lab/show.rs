@@ -204,7 +204,8 @@ pub(super) fn matrix(pods: &[Pod<'_>], replies: &[Reply], out: &mut Output) -> R
     lost.iter().take(5).try_for_each(|error| out.line(error))
 }
 
-/// A node's plan, a line for each object; a firewall table is named, not printed.
+/// A node's plan, a line for each object. A firewall table is named, not printed; settings, and rules
+/// for hosts whose iptables drops what it forwards, are left out.
 pub(super) fn plan(wanted: &Dataplane, out: &mut Output) -> Result<()> {
     for change in Change::all_of(wanted) {
         match &change {
@@ -212,7 +213,7 @@ pub(super) fn plan(wanted: &Dataplane, out: &mut Output) -> Result<()> {
                 let rules: usize = table.chains.iter().map(|chain| chain.rules.len()).sum();
                 out.line(format!("  nft: table {} with {rules} rules", table.name))?;
             }
-            Change::SetSysctl(..) => {}
+            Change::SetSysctl(..) | Change::AcceptForward(_) => {}
             other => out.line(format!("  {other}"))?,
         }
     }
