@@ -7,4 +7,5 @@
 mod iptables;
 mod namespace;
 mod nftables;
+mod reconcile;
 mod takeover;
