@@ -64,6 +64,8 @@ impl std::fmt::Debug for Token {
 #[derive(Clone)]
 struct Connection {
     index: usize,
+    /// Whether earlier calls went over it: it may have died since, which says nothing about etcd.
+    is_used: bool,
     endpoint: String,
     channel: Channel,
 }
@@ -130,6 +132,7 @@ impl Cluster {
         F: Future<Output = Result<T, Status>>,
     {
         let mut endpoints_left = self.endpoints.len();
+        let mut may_be_stale = true;
         let mut logins_left = usize::from(self.options.login().is_some());
         loop {
             let connection = self.connection()?;
@@ -150,11 +153,13 @@ impl Cluster {
                 Err(_) => failure::too_late(attempted, endpoint, CALL_DEADLINE),
             };
             self.pass_over(connection.index);
-            endpoints_left -= 1;
+            if !std::mem::take(&mut may_be_stale) || !connection.is_used {
+                endpoints_left -= 1;
+            }
             if endpoints_left == 0 {
                 return Err(error);
             }
-            debug!(%error, "asking another etcd endpoint");
+            debug!(%error, "asking etcd again, by another connection");
         }
     }
 
@@ -223,15 +228,12 @@ impl Cluster {
         let mut current = self.current();
         let index = current.index;
         let uri = &self.endpoints[index];
-        let channel = match &current.channel {
-            Some(channel) => channel.clone(),
-            None => {
-                let channel = self.channel(uri)?;
-                current.channel = Some(channel.clone());
-                channel
-            }
+        let (channel, is_used) = match &current.channel {
+            Some(channel) => (channel.clone(), true),
+            None => (self.channel(uri)?, false),
         };
-        Ok(Connection { index, endpoint: shown(uri), channel })
+        current.channel = Some(channel.clone());
+        Ok(Connection { index, is_used, endpoint: shown(uri), channel })
     }
 
     fn channel(&self, uri: &Uri) -> Result<Channel, StoreError> {

@@ -36,7 +36,7 @@ pub(super) fn next_after(status: &Status) -> Next {
 /// The error for people.
 pub(super) fn explain(attempted: &str, endpoint: &str, status: &Status) -> StoreError {
     let cause = causes(status);
-    let remedy = remedy(&cause);
+    let remedy = remedy(&cause, endpoint.starts_with("https:"));
     let (attempted, endpoint) = (attempted.to_owned(), endpoint.to_owned());
     match next_after(status) {
         Next::Elsewhere => StoreError::Unreachable { attempted, endpoint, cause, remedy },
@@ -70,8 +70,9 @@ fn causes(status: &Status) -> String {
     if text.is_empty() { status.code().description().to_owned() } else { text }
 }
 
-fn remedy(cause: &str) -> Option<&'static str> {
+fn remedy(cause: &str, is_tls: bool) -> Option<&'static str> {
     let says = |text: &str| cause.contains(text);
+    let is_cut_off = says("frame with invalid size") || says("Connection reset") || says("broken pipe");
     Some(match () {
         () if says("Connection refused") => "is etcd running and listening there?",
         () if says("UnknownIssuer") => {
@@ -84,12 +85,14 @@ fn remedy(cause: &str) -> Option<&'static str> {
         () if says("CertificateRequired") || says("BadCertificate") || says("CertificateUnknown") => {
             "etcd wants a client certificate that it trusts: give --etcd-certfile and --etcd-keyfile"
         }
-        () if says("InvalidContentType") || says("corrupt message") => {
+        () if says("InvalidContentType") || says("corrupt message") || says("tls handshake eof") => {
             "it does not speak TLS on this port: use http://"
         }
-        () if says("frame with invalid size") || says("Connection reset") || says("connection closed") => {
-            "if etcd speaks TLS on this port, use https://"
+        // With TLS 1.3 a server that misses a certificate says so after the handshake, and hangs up.
+        () if is_cut_off && is_tls => {
+            "if etcd wants a client certificate, give one that it trusts: --etcd-certfile and --etcd-keyfile"
         }
+        () if is_cut_off => "if etcd speaks TLS on this port, use https://",
         () if says("no address for") => "check the name, /etc/hosts and /etc/resolv.conf",
         () if says("permission denied") => {
             "grant the user read and write access to everything below the prefix"

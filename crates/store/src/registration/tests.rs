@@ -303,12 +303,12 @@ async fn a_lease_is_renewed_before_its_end_for_as_long_as_the_node_lives() {
 async fn a_renewal_changes_nothing_that_anybody_sees() {
     let memory = Memory::new();
     let mut node = Node::start(&memory, node(1)).await;
-    memory.put("10.5.8.0-24", &self::node(2).to_json(), Some(Terms::default().ttl));
+    memory.put("10.6.8.0-24", &self::node(2).to_json(), Some(Terms::default().ttl));
     node.settled().await;
     node.leases.mark_unchanged();
     node.own.mark_unchanged();
     for _ in 0..3 {
-        memory.put("10.5.8.0-24", &self::node(2).to_json(), Some(Terms::default().ttl));
+        memory.put("10.6.8.0-24", &self::node(2).to_json(), Some(Terms::default().ttl));
         tokio::time::sleep(Duration::from_secs(36_000)).await;
     }
     assert!(memory.writes() > 1, "ours was renewed as well");
@@ -458,20 +458,20 @@ async fn a_lease_from_a_snapshot_is_made_good_once_the_store_is_there() {
 async fn an_unreadable_or_foreign_key_costs_only_itself_and_comes_back_when_repaired() {
     let memory = Memory::new();
     let mut node = Node::start(&memory, node(1)).await;
-    memory.put("10.5.8.0-24", &self::node(2).to_json(), None);
+    memory.put("10.6.8.0-24", &self::node(2).to_json(), None);
     memory.put("hello", "world", None);
     node.settled().await;
-    memory.put("10.5.8.0-24", "", None);
-    memory.put("10.5.7.0-24", r#"{"PublicIP":"fd00::1"}"#, None);
+    memory.put("10.6.8.0-24", "", None);
+    memory.put("10.6.7.0-24", r#"{"PublicIP":"fd00::1"}"#, None);
     node.settled().await;
     {
         let seen = node.leases.borrow_and_update();
         let seen = seen.as_ref().unwrap();
         assert_eq!(seen.len(), 1);
         let skipped: Vec<&String> = seen.skipped.keys().collect();
-        assert_eq!(skipped, ["10.5.7.0-24", "10.5.8.0-24", "hello"]);
+        assert_eq!(skipped, ["10.6.7.0-24", "10.6.8.0-24", "hello"]);
     }
-    memory.put("10.5.8.0-24", &self::node(2).to_json(), None);
+    memory.put("10.6.8.0-24", &self::node(2).to_json(), None);
     memory.revoke("hello");
     node.settled().await;
     let seen = node.leases.borrow();
@@ -482,15 +482,15 @@ async fn an_unreadable_or_foreign_key_costs_only_itself_and_comes_back_when_repa
 #[tokio::test(start_paused = true)]
 async fn a_lost_watch_goes_on_and_a_compacted_one_lists_again_without_losing_anybody() {
     let memory = Memory::new();
-    memory.put("10.5.7.0-24", &node(7).to_json(), None);
-    memory.put("10.5.8.0-24", &node(8).to_json(), None);
+    memory.put("10.6.7.0-24", &node(7).to_json(), None);
+    memory.put("10.6.8.0-24", &node(8).to_json(), None);
     let mut node = Node::start(&memory, node(1)).await;
     node.settled().await;
     let lists = memory.lists();
 
     memory.set_away(true);
     node.settled().await;
-    memory.revoke("10.5.7.0-24");
+    memory.revoke("10.6.7.0-24");
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert_eq!(node.leases.borrow().as_ref().unwrap().len(), 3, "nobody goes while the store is away");
     memory.set_away(false);
@@ -500,15 +500,15 @@ async fn a_lost_watch_goes_on_and_a_compacted_one_lists_again_without_losing_any
 
     memory.set_away(true);
     node.settled().await;
-    memory.revoke("10.5.8.0-24");
-    memory.put("10.5.6.0-24", &self::node(6).to_json(), None);
+    memory.revoke("10.6.8.0-24");
+    memory.put("10.6.6.0-24", &self::node(6).to_json(), None);
     memory.compact();
     memory.set_away(false);
     node.leases
         .wait_for(|leases| {
             let leases = leases.as_ref().unwrap();
             assert!(leases.len() >= 2, "never empty");
-            leases.get(&subnets("10.5.6.0-24")).is_some() && leases.get(&subnets("10.5.8.0-24")).is_none()
+            leases.get(&subnets("10.6.6.0-24")).is_some() && leases.get(&subnets("10.6.8.0-24")).is_none()
         })
         .await
         .unwrap();
