@@ -95,6 +95,7 @@ impl Lab {
         for path in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
             wiring::set_sysctl(&self.switch, path, "1")?;
         }
+        wiring::skip_duplicate_address_detection(&self.switch, "default")?;
         for segment in 0..self.topology.segments {
             let bridge = format!("seg{segment}");
             wiring::create_bridge(&self.switch, &bridge, self.topology.mtu)?;

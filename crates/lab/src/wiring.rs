@@ -44,7 +44,18 @@ pub(crate) fn connect(
         };
         Ok(link::create_veth(socket, &veth)?)
     })?;
+    skip_duplicate_address_detection(node, link)?;
     set_up(node, link)
+}
+
+/// The underlay of a real node was up long before its flanneld: its IPv6 addresses must be usable at
+/// once. `link` may be `default`, for all devices to come.
+pub(crate) fn skip_duplicate_address_detection(namespace: &Namespace, link: &str) -> Result<()> {
+    match set_sysctl(namespace, &format!("net/ipv6/conf/{link}/accept_dad"), "0") {
+        // A kernel without IPv6 has nothing to detect.
+        Err(_) if !std::path::Path::new("/proc/sys/net/ipv6").exists() => Ok(()),
+        done => done,
+    }
 }
 
 pub(crate) fn add_address(namespace: &Namespace, link: &str, net: IpNet) -> Result<()> {
