@@ -17,6 +17,8 @@ mod apply;
 pub mod bridge;
 pub mod command;
 mod error;
+#[cfg(feature = "fake")]
+pub mod fake;
 pub mod fdb;
 pub mod iptables;
 pub mod link;
@@ -35,4 +37,6 @@ pub mod sysctl;
 pub mod takeover;
 
 pub use error::KernelError;
+#[cfg(feature = "fake")]
+pub use fake::Fake;
 pub use linux::{Failure, Kernel, Linux, Scope};

@@ -4,6 +4,7 @@
 
 #![allow(missing_docs, reason = "tests")]
 
+mod fake;
 mod links;
 mod monitor;
 #[path = "../firewall/namespace.rs"]
