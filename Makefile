@@ -41,6 +41,10 @@ check: ## Check formatting, lints and documentation
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --document-private-items
 
+bench: build ## Measure convergence, repair and pod attachment (see benches/RESULTS.md)
+	$(CARGO) build --release -p flannel-rs-benches
+	@for bench in convergence repair cni; do .ci/as-root $(RELEASE)/bench-$$bench || exit 1; done
+
 release: build ## Pack the release binaries into dist/
 	@rm -rf dist/$(DIST) && mkdir -p dist/$(DIST)
 	@cp $(RELEASE)/flanneld $(RELEASE)/flannel-cni $(RELEASE)/flannelctl dist/$(DIST)/
