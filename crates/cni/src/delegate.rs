@@ -9,6 +9,15 @@ use std::{io, thread};
 use crate::environment::Environment;
 use crate::error::Error;
 
+/// Why a plugin that was called did not succeed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CallError {
+    /// It says so itself.
+    Reported(Error),
+    /// It could not be called, or did not say.
+    Failed(Error),
+}
+
 /// How long a program that is just being written is waited for; installers copy it in place.
 const BUSY_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -38,9 +47,10 @@ pub fn find(plugin: &str, paths: &str) -> Result<PathBuf, Error> {
 ///
 /// Its standard error goes to ours when it succeeded, and into the error when it failed without
 /// printing an error object.
-pub fn execute(program: &Path, environment: &Environment, stdin: &[u8]) -> Result<Vec<u8>, Error> {
+pub fn execute(program: &Path, environment: &Environment, stdin: &[u8]) -> Result<Vec<u8>, CallError> {
     let output = run(program, environment, stdin)
-        .map_err(|error| Error::internal(format!("failed to run plugin {}: {error}", program.display())))?;
+        .map_err(|error| Error::internal(format!("failed to run plugin {}: {error}", program.display())))
+        .map_err(CallError::Failed)?;
     if output.status.success() {
         // Diagnostics of the delegate; nobody may be listening, and that is no reason to fail.
         let _ = io::stderr().lock().write_all(&output.stderr);
@@ -95,17 +105,30 @@ fn spawn(program: &Path, environment: &Environment) -> io::Result<Child> {
 }
 
 /// The error of a plugin that did not succeed.
-fn failure(stdout: &[u8], stderr: &[u8], status: &str) -> Error {
+fn failure(stdout: &[u8], stderr: &[u8], status: &str) -> CallError {
     if stdout.is_empty() {
-        return Error::internal(match stderr {
+        return CallError::Failed(Error::internal(match stderr {
             [] => format!("netplugin failed with no error message: {status}"),
             text => format!("netplugin failed: {:?}", String::from_utf8_lossy(text)),
-        });
+        }));
     }
-    Error::parse(stdout).unwrap_or_else(|why| {
-        let text = String::from_utf8_lossy(stdout);
-        Error::internal(format!("netplugin failed but error parsing its diagnostic message {text:?}: {why}"))
-    })
+    match Error::parse(stdout) {
+        Ok(error) => CallError::Reported(error),
+        Err(why) => {
+            let text = String::from_utf8_lossy(stdout);
+            CallError::Failed(Error::internal(format!(
+                "netplugin failed but error parsing its diagnostic message {text:?}: {why}"
+            )))
+        }
+    }
+}
+
+impl From<CallError> for Error {
+    fn from(error: CallError) -> Error {
+        match error {
+            CallError::Reported(error) | CallError::Failed(error) => error,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -152,7 +175,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let run = |text: &str| {
             let path = script(directory.path(), "fails", text);
-            execute(&path, &Environment::default(), b"").unwrap_err()
+            Error::from(execute(&path, &Environment::default(), b"").unwrap_err())
         };
         let error = run(r#"echo '{"code":11,"msg":"later","details":"d"}'; exit 1"#);
         assert_eq!((error.code, error.msg.as_str(), error.details.as_str()), (11, "later", "d"));

@@ -23,7 +23,7 @@ use kernel::netlink::{Protocol, Socket};
 use kernel::netns::{self, Namespace};
 
 use self::gateway::Gateways;
-use self::settings::Settings;
+use self::settings::{Removal, Settings};
 use self::veth::Pair;
 use crate::delegate;
 
@@ -53,18 +53,16 @@ impl Plugin for Bridge {
     }
 
     fn del(&self, request: &Request) -> Result<(), Error> {
-        let settings = Settings::parse(request)?;
-        let mut host = open_socket()?;
-        // All of it, whatever of it fails; the address comes last: nobody else may get it while anything
-        // still answers for it or acts on it.
-        let masquerades = settings.has_ipam() && settings.ip_masq;
-        let traces = if masquerades { masquerade::iptables_traces(request) } else { Vec::new() };
+        let removal = Removal::of(request);
+        let traces = if removal.masquerade { masquerade::iptables_traces(request) } else { Vec::new() };
         // Only rules of iptables have to be found by address.
         let addresses = if traces.is_empty() { Vec::new() } else { container::addresses(request) };
-        veth::remove(&mut host, request)?;
-        let masquerade = if masquerades { masquerade::remove(request, &traces, &addresses) } else { Ok(()) };
-        let spoof = if settings.mac_spoof_check { spoof::remove(request) } else { Ok(()) };
-        if let Some(ipam) = &settings.ipam_type {
+        veth::remove(&mut open_socket()?, request)?;
+        let masquerade =
+            if removal.masquerade { masquerade::remove(request, &traces, &addresses) } else { Ok(()) };
+        let spoof = if removal.mac_spoof_check { spoof::remove(request) } else { Ok(()) };
+        // The address comes last: nobody else may get it while anything still answers for it or acts on it.
+        if let Some(ipam) = &removal.ipam_type {
             ipam_call(ipam, Verb::Del, request)?;
         }
         masquerade.and(spoof)
@@ -189,7 +187,7 @@ impl Attaching<'_> {
 }
 
 fn ipam_call(ipam: &str, verb: Verb, request: &Request) -> Result<Option<AddResult>, Error> {
-    delegate::call(ipam, verb, &request.environment, request.config.clone())
+    Ok(delegate::call(ipam, verb, &request.environment, request.config.clone())?)
 }
 
 /// An address of IPAM with what it leaves to the bridge: the link, and the gateway if that is us.

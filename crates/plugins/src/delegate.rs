@@ -8,7 +8,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use cni::{AddResult, Config, Environment, Error, Plugin, Verb, delegate, plugin};
+use cni::delegate::CallError;
+use cni::{AddResult, Config, Environment, Plugin, Verb, delegate, plugin};
 
 /// All plugins of this program.
 pub const PLUGINS: [&dyn Plugin; 4] = [
@@ -29,17 +30,21 @@ pub(crate) fn call(
     verb: Verb,
     environment: &Environment,
     config: Config,
-) -> Result<Option<AddResult>, Error> {
+) -> Result<Option<AddResult>, CallError> {
     let environment = environment.with_verb(verb);
-    let program = delegate::find(name, &environment.path)?;
+    let program = delegate::find(name, &environment.path).map_err(CallError::Failed)?;
     if let Some(plugin) = by_name(name).filter(|_| is_this_program(&program)) {
-        return plugin::dispatch(plugin, environment, config);
+        return plugin::dispatch(plugin, environment, config).map_err(CallError::Reported);
     }
     let output = delegate::execute(&program, &environment, config.bytes())?;
     if verb != Verb::Add {
         return Ok(None);
     }
-    AddResult::parse(&output, config.version()?).map(Some)
+    config
+        .version()
+        .and_then(|version| AddResult::parse(&output, version))
+        .map(Some)
+        .map_err(CallError::Failed)
 }
 
 /// Whether a file is the running program, under whatever name or link.

@@ -8,9 +8,11 @@ mod delegation;
 mod state;
 
 use std::fs::{self, File};
+use std::io::{self, Write as _};
 use std::path::PathBuf;
-use std::{io, thread};
+use std::thread;
 
+use cni::delegate::CallError;
 use cni::error::code;
 use cni::{AddResult, Config, Error, Plugin, Request, Verb};
 use fabric::subnet_file::SubnetFile;
@@ -41,33 +43,47 @@ impl Plugin for Flannel {
         let subnet_file = settings.subnet_file()?;
         let delegation = Delegation::build(request, Some(&subnet_file))?;
         // Before the delegate does anything, so that DEL knows of everything that was begun.
-        let saved = settings.states(request).save(&delegation.json)?;
+        let states = settings.states(request);
+        let saved = states.save(&delegation.json)?;
         let config = delegation.config()?;
         let result = while_syncing(saved, || {
             delegate::call(&delegation.plugin, Verb::Add, &request.environment, config)
         })?;
-        result
-            .map_err(|error| error.context("failed to delegate add"))
-            .map(|result| result.expect("ADD has a result"))
+        match result {
+            Ok(result) => Ok(result.expect("ADD has a result")),
+            Err(CallError::Reported(error)) => Err(error),
+            Err(CallError::Failed(error)) => Err(error.context("failed to delegate add")),
+        }
     }
 
     fn del(&self, request: &Request) -> Result<(), Error> {
         let settings = Settings::parse(request)?;
         let states = settings.states(request);
         let saved = states.load()?;
-        let delegation = match saved.as_deref().and_then(Delegation::read) {
-            Some(delegation) => delegation,
-            // Never begun, already done, or cut short by a crash. Only doing it (again) is safe.
+        let (delegation, begun) = match saved.as_deref().map(Delegation::read) {
+            Some(Some(delegation)) => (delegation, Begun::Yes),
+            // Cut short by a crash.
+            Some(None) => (settings.derived(request)?, Begun::Yes),
+            // Never begun, or already done. It costs little to make sure.
             None => match settings.derived(request) {
-                Ok(delegation) => delegation,
-                // There is nothing to go by; that it was never begun is most likely.
-                Err(_) => return states.remove(),
+                Ok(delegation) => (delegation, Begun::Hardly),
+                Err(_) => return Ok(()),
             },
         };
-        delegate::call(&delegation.plugin, Verb::Del, &request.environment, delegation.config()?)
-            .map_err(|error| error.context("failed to delegate del"))?;
-        // Only now: a DEL that failed is tried again, and needs it again.
-        states.remove()
+        let done = delegate::call(&delegation.plugin, Verb::Del, &request.environment, delegation.config()?);
+        match (done, begun) {
+            // Only now: a DEL that failed is tried again, and needs the state again.
+            (Ok(_), _) => states.remove(),
+            (Err(error), Begun::Yes) => Err(error.into()),
+            (Err(error), Begun::Hardly) => {
+                let _ = writeln!(
+                    io::stderr().lock(),
+                    "nothing is known of this attachment: {}",
+                    Error::from(error)
+                );
+                Ok(())
+            }
+        }
     }
 
     fn check(&self, request: &Request) -> Result<(), Error> {
@@ -88,6 +104,7 @@ impl Plugin for Flannel {
         let subnet_file = settings.subnet_file().map_err(unavailable)?;
         let delegation = Delegation::build(request, Some(&subnet_file)).map_err(unavailable)?;
         delegate::call(&delegation.plugin, Verb::Status, &request.environment, delegation.config()?)
+            .map_err(Error::from)
             .map_err(|error| if error.code == code::INTERNAL { unavailable(error) } else { error })?;
         Ok(())
     }
@@ -98,10 +115,16 @@ impl Plugin for Flannel {
         let delegation = settings.derived(request)?;
         let config =
             delegation.with_members(request, &["cni.dev/valid-attachments", "cni.dev/attachments"])?;
-        delegate::call(&delegation.plugin, Verb::Gc, &request.environment, config)
-            .map_err(|error| error.context("failed to delegate gc"))?;
+        delegate::call(&delegation.plugin, Verb::Gc, &request.environment, config)?;
         settings.states(request).keep_only(&valid)
     }
+}
+
+/// Whether there is a sign that an attachment was begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Begun {
+    Yes,
+    Hardly,
 }
 
 /// Runs `work` while the disk takes what was written: the file has to survive a loss of power, but

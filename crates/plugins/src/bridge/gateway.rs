@@ -31,6 +31,10 @@ pub(super) fn ensure_bridge(host: &mut Socket, settings: &Settings) -> Result<Li
         match bridge::create_bridge(host, &wanted) {
             // Another ADD was quicker.
             Err(error) if error.errno() == Some(Errno::EXIST) => {}
+            Err(error) if error.errno() == Some(Errno::OPNOTSUPP) && settings.filters_vlans() => {
+                return Err(failed(&format_args!("could not add \"{name}\": {error}"))
+                    .details("this kernel may have no VLAN filtering (CONFIG_BRIDGE_VLAN_FILTERING)"));
+            }
             other => other.map_err(|error| failed(&format_args!("could not add \"{name}\": {error}")))?,
         }
         // Routers of the pods' network have no say in the host's routes.
@@ -39,10 +43,8 @@ pub(super) fn ensure_bridge(host: &mut Socket, settings: &Settings) -> Result<Li
     }
     let Some(link) = found else { return Err(failed(&"it was deleted meanwhile")) };
     if !matches!(link.kind, Kind::Bridge { .. }) {
-        return Err(failed(&format_args!("\"{name}\" already exists but is not a bridge")).details(format!(
-            "it is a device of kind \"{}\"; delete it or give another name as \"bridge\"",
-            link.kind.name()
-        )));
+        return Err(failed(&format_args!("\"{name}\" already exists but is not a bridge"))
+            .details("delete that device, or give the bridge another name (\"bridge\")"));
     }
     if settings.promiscuous && link.flags & link::PROMISCUOUS == 0 {
         link::set_promiscuous(host, link.index, true).map_err(|error| {

@@ -48,6 +48,32 @@ pub(super) struct Settings {
     pub(super) dns: Dns,
 }
 
+/// What taking an attachment away needs to know.
+///
+/// Members that make no sense count as asking for more to be taken away: what ADD refused must not be
+/// impossible to delete.
+#[derive(Debug, Clone)]
+pub(super) struct Removal {
+    pub(super) masquerade: bool,
+    pub(super) mac_spoof_check: bool,
+    pub(super) ipam_type: Option<String>,
+}
+
+impl Removal {
+    pub(super) fn of(request: &Request) -> Removal {
+        let config = request.config.object();
+        let flag = |key| config.boolean(key).map_or(true, Option::unwrap_or_default);
+        let ipam = config.object("ipam").ok().flatten();
+        let ipam_type =
+            ipam.and_then(|ipam| ipam.string("type").ok().flatten()).filter(|name| !name.is_empty());
+        Removal {
+            masquerade: ipam_type.is_some() && flag("ipMasq"),
+            mac_spoof_check: flag("macspoofchk"),
+            ipam_type: ipam_type.map(str::to_owned),
+        }
+    }
+}
+
 impl Settings {
     /// Reads all members, also those that only some verbs look at.
     pub(super) fn parse(request: &Request) -> Result<Settings, Error> {
