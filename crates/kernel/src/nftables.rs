@@ -32,6 +32,9 @@ const ATTEMPTS: usize = 20;
 #[derive(Debug)]
 pub struct Nftables {
     socket: Socket,
+    /// The chains that tables had when they were last seen, in order: asking for each by name spares
+    /// a list of all chains of the host.
+    known: BTreeMap<TableName, Vec<String>>,
 }
 
 /// A rule in its place.
@@ -57,7 +60,7 @@ impl Nftables {
     pub fn open() -> Result<Nftables, KernelError> {
         let socket = Socket::open(Protocol::Netfilter)
             .doing(|| "open a netfilter socket (does the kernel have nf_tables?)".to_owned())?;
-        Ok(Nftables { socket })
+        Ok(Nftables { socket, known: BTreeMap::new() })
     }
 
     /// Those of these tables that are there.
@@ -92,7 +95,9 @@ impl Nftables {
                 steps.extend(chain.rules.iter().map(|rule| Step::add_rule(name, &chain.name, rule)));
             }
         }
-        self.run(&steps)
+        self.run(&steps)?;
+        self.known.extend(set.iter().map(|table| (table.name.clone(), names(&table.chains))));
+        Ok(())
     }
 
     /// The rules of a chain in order; none if there is no such chain or table.
@@ -149,9 +154,10 @@ impl Nftables {
     /// other chains that jump to them must be gone.
     pub fn remove_chains(&mut self, table: &TableName, chains: &[&str]) -> Result<(), KernelError> {
         self.retry(|nftables| {
-            let there = nftables.chains(table)?;
-            let there: Vec<&str> =
-                there.iter().map(|chain| chain.name.as_str()).filter(|name| chains.contains(name)).collect();
+            let mut there = Vec::new();
+            for name in chains {
+                there.extend(nftables.chain(table, name)?.map(|_| *name));
+            }
             // They may jump to each other: all are emptied before the first is deleted.
             let flush = there.iter().map(|chain| Step::FlushChain(table.clone(), (*chain).to_owned()));
             let delete = there.iter().map(|chain| Step::DeleteChain(table.clone(), (*chain).to_owned()));
@@ -218,15 +224,23 @@ impl Nftables {
         wire::rules(&mut self.socket, table, chain).doing(|| format!("list the rules of table {table}"))
     }
 
-    /// The chains of a table, without rules.
-    pub(crate) fn chains(&mut self, table: &TableName) -> Result<Vec<Chain>, KernelError> {
-        wire::chains(&mut self.socket, table).doing(|| format!("list the chains of table {table}"))
+    /// A chain of a table, without its rules.
+    pub(crate) fn chain(&mut self, table: &TableName, name: &str) -> Result<Option<Chain>, KernelError> {
+        wire::chain(&mut self.socket, table, name).doing(|| format!("look up chain {name} of table {table}"))
     }
 
     fn table(&mut self, name: &TableName) -> Result<Option<Table>, KernelError> {
         let found = wire::table(&mut self.socket, name).doing(|| format!("look up table {name}"))?;
-        let Some(mut table) = found else { return Ok(None) };
-        table.chains.extend(self.chains(name)?);
+        let Some((mut table, objects)) = found else { return Ok(None) };
+        table.chains.extend(match self.known_chains(name, objects)? {
+            Some(chains) => chains,
+            None => {
+                let chains = wire::chains(&mut self.socket, name)
+                    .doing(|| format!("list the chains of table {name}"))?;
+                self.known.insert(name.clone(), names(&chains));
+                chains
+            }
+        });
         for raw in self.raw_rules(name, None)? {
             // The chain may have come since the chains were listed; then the next look finds it.
             if let Some(chain) = table.chains.iter_mut().find(|chain| chain.name == raw.chain) {
@@ -234,6 +248,19 @@ impl Nftables {
             }
         }
         Ok(Some(table))
+    }
+
+    /// The chains of a table that has this many objects, if they are those that it had before.
+    fn known_chains(&mut self, table: &TableName, objects: usize) -> Result<Option<Vec<Chain>>, KernelError> {
+        let Some(known) = self.known.get(table).filter(|known| known.len() == objects).cloned() else {
+            return Ok(None);
+        };
+        let mut chains = Vec::new();
+        for name in known {
+            let Some(chain) = self.chain(table, &name)? else { return Ok(None) };
+            chains.push(chain);
+        }
+        Ok(Some(chains))
     }
 
     /// The steps that delete the rules whose comment is `stale`.
@@ -277,6 +304,10 @@ impl RawRule {
     fn rule(&self, family: Family) -> Rule {
         Rule { comment: self.comment.clone(), ..rule::decode(family, &self.expressions) }
     }
+}
+
+fn names(chains: &[Chain]) -> Vec<String> {
+    chains.iter().map(|chain| chain.name.clone()).collect()
 }
 
 /// A condition by which something compares unequal to all that is wanted.

@@ -123,7 +123,7 @@ fn in_nft(
     place: &Place,
 ) -> Result<Option<(Leftover, Vec<Step>)>, KernelError> {
     let name = table(family, place.table);
-    let has_chain = nftables.chains(&name)?.iter().any(|chain| chain.name == place.chain);
+    let has_chain = nftables.chain(&name, place.chain)?.is_some();
     // A jump needs its chain: without, only the parent can have rules of the original's.
     let rules = nftables.raw_rules(&name, if has_chain { None } else { Some(place.parent) })?;
     let (inside, outside): (Vec<_>, Vec<_>) = rules.iter().partition(|rule| rule.chain == place.chain);

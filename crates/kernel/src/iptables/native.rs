@@ -74,11 +74,9 @@ struct Chain {
 
 fn read(nftables: &mut Nftables, family: IpFamily) -> Result<Option<Chain>, KernelError> {
     let table = table(family, "filter");
-    let chains = nftables.chains(&table)?;
-    let Some(policy) = chains.iter().find_map(|chain| {
-        let hook = chain.hook.filter(|hook| chain.name == FORWARD && hook.point == HookPoint::Forward)?;
-        Some(hook.policy)
-    }) else {
+    let chain = nftables.chain(&table, FORWARD)?;
+    let Some(hook) = chain.and_then(|chain| chain.hook).filter(|hook| hook.point == HookPoint::Forward)
+    else {
         return Ok(None);
     };
     let rules = nftables.raw_rules(&table, Some(FORWARD))?;
@@ -89,7 +87,7 @@ fn read(nftables: &mut Nftables, family: IpFamily) -> Result<Option<Chain>, Kern
             break;
         }
     }
-    Ok(Some(Chain { table, policy, rules, barrier }))
+    Ok(Some(Chain { table, policy: hook.policy, rules, barrier }))
 }
 
 /// Whether a rule drops all packets, itself or by a chain of which that is the whole effect. A chain

@@ -28,6 +28,7 @@ const DELETE_RULE: u16 = message(8);
 // `NFTA_TABLE_*`
 const TABLE_NAME: u16 = 1;
 const TABLE_FLAGS: u16 = 2;
+const TABLE_USE: u16 = 3;
 const TABLE_USERDATA: u16 = 6;
 // `NFTA_CHAIN_*`
 const CHAIN_TABLE: u16 = 1;
@@ -178,9 +179,9 @@ impl fmt::Display for Step {
     }
 }
 
-/// A table without its chains. One that an administrator has put to sleep gets a chain that makes it
-/// unequal to any that is wanted.
-pub(super) fn table(socket: &mut Socket, name: &TableName) -> Result<Option<Table>, NetlinkError> {
+/// A table without its chains, and how many chains and other objects it has. One that an
+/// administrator has put to sleep gets a chain that makes it unequal to any that is wanted.
+pub(super) fn table(socket: &mut Socket, name: &TableName) -> Result<Option<(Table, usize)>, NetlinkError> {
     let asked = socket.ask(
         GET_TABLE,
         ACK,
@@ -188,48 +189,76 @@ pub(super) fn table(socket: &mut Socket, name: &TableName) -> Result<Option<Tabl
             header(body, name.family);
             body.text(TABLE_NAME, &name.name);
         },
-        |found: &mut Option<Table>, answer| {
+        |found: &mut Option<(Table, usize)>, answer| {
             let Some(body) = body(&answer, NEW_TABLE) else { return Ok(()) };
-            let flags = find(body, TABLE_FLAGS).and_then(|flags| read_be32(flags, 0)).unwrap_or(0);
+            let number = |kind| find(body, kind).and_then(|bytes| read_be32(bytes, 0)).unwrap_or(0);
+            let flags = number(TABLE_FLAGS);
             let mut chains = Vec::new();
             if flags != 0 {
                 let rules = vec![foreign(format!("the table has the flags {flags:#x}"))];
                 chains.push(Chain { name: String::new(), hook: None, comment: None, rules });
             }
-            *found = Some(Table { name: name.clone(), comment: read_comment(body, TABLE_USERDATA), chains });
+            let comment = read_comment(body, TABLE_USERDATA);
+            *found = Some((Table { name: name.clone(), comment, chains }, number(TABLE_USE) as usize));
             Ok(())
         },
     );
     absent_is_default(asked)
 }
 
-/// The chains of a table in order. One whose hook no value has a word for gets a foreign rule.
-pub(super) fn chains(socket: &mut Socket, table: &TableName) -> Result<Vec<Chain>, NetlinkError> {
-    let listed = socket.dump(
+/// One chain of a table.
+pub(super) fn chain(
+    socket: &mut Socket,
+    table: &TableName,
+    name: &str,
+) -> Result<Option<Chain>, NetlinkError> {
+    let asked = socket.ask(
         GET_CHAIN,
+        ACK,
         |body| {
             header(body, table.family);
             body.text(CHAIN_TABLE, &table.name);
+            body.text(CHAIN_NAME, name);
         },
-        |chains: &mut Vec<Chain>, answer| {
-            let Some(body) = body(&answer, NEW_CHAIN) else { return Ok(()) };
-            // The kernel lists the chains of all tables of the family.
-            if find(body, CHAIN_TABLE).map(read_text).as_ref() != Some(&table.name) {
-                return Ok(());
+        |found: &mut Option<Chain>, answer| {
+            if let Some(body) = body(&answer, NEW_CHAIN) {
+                *found = Some(read_chain(body));
             }
-            let name = find(body, CHAIN_NAME).map(read_text).unwrap_or_default();
-            let (hook, rules) = match find(body, CHAIN_HOOK) {
-                None => (None, Vec::new()),
-                Some(hook) => match read_hook(body, hook) {
-                    Some(hook) => (Some(hook), Vec::new()),
-                    None => (None, vec![foreign("a hook of another kind")]),
-                },
-            };
-            chains.push(Chain { name, hook, comment: read_comment(body, CHAIN_USERDATA), rules });
+            Ok(())
+        },
+    );
+    absent_is_default(asked)
+}
+
+/// The chains of a table in order. The kernel lists those of all tables of the family, which takes
+/// long where kube-proxy has thousands.
+pub(super) fn chains(socket: &mut Socket, table: &TableName) -> Result<Vec<Chain>, NetlinkError> {
+    let listed = socket.dump(
+        GET_CHAIN,
+        |body| header(body, table.family),
+        |chains: &mut Vec<Chain>, answer| {
+            if let Some(body) = body(&answer, NEW_CHAIN)
+                && find(body, CHAIN_TABLE).map(read_text).as_ref() == Some(&table.name)
+            {
+                chains.push(read_chain(body));
+            }
             Ok(())
         },
     );
     absent_is_default(listed)
+}
+
+/// A chain without rules. One whose hook no value has a word for gets a foreign rule.
+fn read_chain(body: &[u8]) -> Chain {
+    let (hook, rules) = match find(body, CHAIN_HOOK) {
+        None => (None, Vec::new()),
+        Some(hook) => match read_hook(body, hook) {
+            Some(hook) => (Some(hook), Vec::new()),
+            None => (None, vec![foreign("a hook of another kind")]),
+        },
+    };
+    let name = find(body, CHAIN_NAME).map(read_text).unwrap_or_default();
+    Chain { name, hook, comment: read_comment(body, CHAIN_USERDATA), rules }
 }
 
 /// The rules of a table, or of one chain of it, in order.

@@ -240,6 +240,27 @@ fn what_we_would_not_write_compares_unequal() {
 }
 
 #[test]
+fn chains_that_come_and_go_are_seen_by_one_who_knew_others() {
+    if !enter(&["nft"]) {
+        return;
+    }
+    let mut nftables = Nftables::open().unwrap();
+    let table = everything(Family::Ipv4);
+    let mut listed = || nftables.list(std::slice::from_ref(&table.name)).unwrap().remove(&table.name);
+    run(&format!("nft -f - <<'EOF'\n{}EOF", table.script()));
+    assert_eq!(listed(), Some(table.clone()));
+    run("nft add chain ip everything new");
+    assert_eq!(listed().unwrap().chains.last().unwrap().name, "new");
+    run("nft 'delete chain ip everything input; add chain ip everything newer'");
+    let names: Vec<String> = listed().unwrap().chains.into_iter().map(|chain| chain.name).collect();
+    assert!(!names.contains(&"input".to_owned()) && names.contains(&"newer".to_owned()), "{names:?}");
+    run("nft delete table ip everything");
+    assert_eq!(listed(), None);
+    run(&format!("nft -f - <<'EOF'\n{}EOF", table.script()));
+    assert_eq!(listed(), Some(table.clone()));
+}
+
+#[test]
 fn any_table_reads_back_and_prints_alike() {
     if !enter(&["nft"]) {
         return;
