@@ -10,7 +10,8 @@ use fabric::host::{ExternalInterface, Host, RouteStyle};
 use fabric::lease::{Attributes, LeaseSet};
 use fabric::plan::Intent;
 use fabric::status::{self, LeaseState};
-use kernel::{Linux, nexthop};
+use kernel::nftables::Nftables;
+use kernel::{Linux, nexthop, takeover};
 use store::{Store, StoreError, StoreHealth};
 use tokio::sync::watch;
 
@@ -150,6 +151,9 @@ impl Node<'_> {
             state: LeaseState::FromSnapshot,
             detail: "from the last run; the store has not been reached yet".to_owned(),
         });
+        self.board.update(|status| {
+            status.store.from_snapshot = remembered.is_some() && self.store.leases().borrow().is_none()
+        });
         let previous = snapshot.as_ref().map(|snapshot| snapshot.own.subnets).unwrap_or(previous);
         let channels = Channels {
             external: watch::Sender::new(choice.external.clone()),
@@ -158,6 +162,7 @@ impl Node<'_> {
             intent: watch::Sender::new(None),
             notifications: Notifications::default(),
         };
+        let links = config.backend.links(config);
         let leases = store.leases();
         let next_hop_objects = !settings.plain_routes && nexthop::supported(kernel.socket())?;
         let reconciler = Reconciler::new(
@@ -186,7 +191,7 @@ impl Node<'_> {
             leases: LeaseSet::default(),
         };
         tokio::select! {
-            never = channels.notifications.count() => match never {},
+            never = channels.notifications.count(&links, channels.external.subscribe()) => match never {},
             never = follow => match never {},
             never = self.compose(config, macs, &channels) => match never {},
             () = reconciler.run() => anyhow::bail!("the reconciler has ended, which it never does by itself"),
@@ -269,6 +274,24 @@ impl Node<'_> {
     /// Removes the original's iptables rules once ours stand, so that there is no gap between.
     async fn take_over(&self) -> Infallible {
         self.board.wait_for(Step::Node).await;
+        let removed = tokio::task::spawn_blocking(|| takeover::remove(&mut Nftables::open()?)).await;
+        match removed {
+            Ok(Ok(leftovers)) => {
+                for leftover in leftovers {
+                    tracing::info!("removed what the original flannel left in iptables: {leftover}");
+                }
+                self.board.failing("take-over", []);
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "cannot remove what the original flannel left in iptables");
+                let remedy =
+                    "remove its chains FLANNEL-POSTRTG and FLANNEL-FWD by hand (`iptables-save` shows them)";
+                self.board.failing("take-over", [(error.to_string(), remedy.to_owned())]);
+            }
+            Err(panicked) => {
+                tracing::error!(%panicked, "looking for what the original flannel left in iptables")
+            }
+        }
         std::future::pending().await
     }
 
@@ -304,8 +327,9 @@ impl Node<'_> {
     /// Says how the store is.
     async fn show_store(&self) -> Infallible {
         let mut health = self.store.health();
-        let leases = self.store.leases();
+        let mut leases = self.store.leases();
         loop {
+            let complete = leases.borrow_and_update().is_some();
             let now = health.borrow_and_update().clone();
             self.board.update(|status| {
                 let store = &mut status.store;
@@ -319,10 +343,12 @@ impl Node<'_> {
                             (false, board::unix(since), Some(error));
                     }
                 }
-                store.from_snapshot &= leases.borrow().is_none();
+                store.from_snapshot &= !complete;
             });
-            if health.changed().await.is_err() {
-                return std::future::pending().await;
+            tokio::select! {
+                changed = health.changed() => if changed.is_err() { return std::future::pending().await },
+                // Only the first complete list matters here.
+                changed = leases.changed(), if !complete => if changed.is_err() { return std::future::pending().await },
             }
         }
     }

@@ -1,6 +1,12 @@
 //! The kernel's own word that something changed.
 
 use std::convert::Infallible;
+use std::os::fd::AsFd;
+
+use fabric::LinkName;
+use fabric::host::ExternalInterface;
+use kernel::monitor::Monitor;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
 /// Counts notifications: of anything that the reconciler looks at, and of what an interface is chosen
@@ -20,18 +26,39 @@ impl Default for Notifications {
 }
 
 impl Notifications {
-    /// Counts until dropped. Where the kernel does not notify, only the reconciler's timer is left,
-    /// and that is said.
-    pub async fn count(&self) -> Infallible {
-        if let Err(error) = self.listen().await {
-            tracing::warn!(
-                "the kernel's notifications are not to be had, looking at it by the clock: {error:#}"
-            );
+    /// Counts until dropped, with an eye on our own devices and the external interface. Where the
+    /// kernel does not notify, only the reconciler's timer is left, and that is said.
+    pub async fn count(&self, ours: &[LinkName], external: watch::Receiver<ExternalInterface>) -> Infallible {
+        if let Err(error) = self.listen(ours, external).await {
+            tracing::warn!("the kernel's notifications cannot be had, looking at it by the clock: {error:#}");
         }
         std::future::pending().await
     }
 
-    async fn listen(&self) -> anyhow::Result<()> {
-        anyhow::bail!("not in this build yet")
+    async fn listen(
+        &self,
+        ours: &[LinkName],
+        external: watch::Receiver<ExternalInterface>,
+    ) -> anyhow::Result<()> {
+        let mut monitor = Monitor::open()?;
+        let descriptor = monitor.as_fd().try_clone_to_owned()?;
+        #[allow(
+            deprecated,
+            reason = "unsound for types that change their descriptor; this one owns it for good"
+        )]
+        let readable = AsyncFd::new(descriptor)?;
+        loop {
+            let mut ready = readable.readable().await?;
+            // Before draining: what arrives meanwhile makes it ready again.
+            ready.clear_ready();
+            monitor.watch(ours.iter().copied().chain([external.borrow().link]));
+            let drained = monitor.drain();
+            if drained.is_anything() {
+                self.anything.send_modify(|count| *count += 1);
+            }
+            if drained.is_addressing() {
+                self.addressing.send_modify(|count| *count += 1);
+            }
+        }
     }
 }

@@ -14,10 +14,10 @@ use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-use fabric::dataplane::{self, Change, Observed, Prune, Target};
-use fabric::host::{Reach, RouteStyle, UnderlayRoute};
+use fabric::dataplane::{self, Change, Prune};
+use fabric::host::{RouteStyle, UnderlayRoute};
 use fabric::lease::{Lease, LeaseSet, Subnets};
-use fabric::ownership::{self, Ownership};
+use fabric::ownership;
 use fabric::plan::{Intent, Plan};
 use fabric::status;
 use kernel::{Failure, Kernel, Scope};
@@ -207,7 +207,7 @@ impl<K: Kernel> Reconciler<K> {
                 return true;
             }
         };
-        intent.host.underlay = underlay(&observed, &ownership);
+        intent.host.underlay = UnderlayRoute::all_of(&observed, &ownership);
         intent.host.route_style = self.route_style();
         let plan = intent.plan(&self.leases);
         let prune = if self.known == Known::Complete { Prune::Yes } else { Prune::NotYet };
@@ -324,22 +324,6 @@ fn peer(plan: &Plan, lease: &Lease) -> status::Peer {
         path,
         refused,
     }
-}
-
-/// The host's own routes, as far as a plan looks at them.
-fn underlay(observed: &Observed, ownership: &Ownership) -> Vec<UnderlayRoute> {
-    let foreign = observed.routes.iter().filter(|route| !ownership.owns_route(route));
-    foreign
-        .filter_map(|route| {
-            let (link, reach) = match route.target {
-                Target::Device(link) => (link, Reach::Direct),
-                Target::Via(next_hop) => (next_hop.link, Reach::Gateway),
-                // Not one device, or none that we know of: not a way to be sure of.
-                Target::NextHopObject(_) | Target::Blackhole | Target::Other => return None,
-            };
-            Some(UnderlayRoute { destination: route.destination, link, reach })
-        })
-        .collect()
 }
 
 /// Whether a change is about the node itself, without which it carries no traffic at all. A sysctl
