@@ -350,13 +350,13 @@ proptest! {
 
     #[test]
     fn plans_of_the_changed_leases_alone_do_what_whole_plans_do(
-        kind in 0..9u8, before in nodes(), after in nodes(), older in nodes(),
+        kind in 0..9u8, before in nodes(), after in nodes(), twice_before in nodes(), twice_after in nodes(),
     ) {
         let intent = network(kind);
         // Some nodes write their leases twice, in a smaller and later record.
-        let set = |nodes: &BTreeSet<u8>| -> LeaseSet {
+        let set = |nodes: &BTreeSet<u8>, twice: &BTreeSet<u8>| -> LeaseSet {
             let mut set = leases(&intent, nodes.iter().copied());
-            for node in nodes.intersection(&older) {
+            for node in twice {
                 let mut lease = fixture::lease(&intent, *node);
                 let smaller = |net: ipnet::Ipv4Net| net.subnets(25).unwrap().next().unwrap();
                 lease.subnets.ipv4 = lease.subnets.ipv4.map(smaller);
@@ -366,7 +366,7 @@ proptest! {
             }
             set
         };
-        let (before, after) = (set(&before), set(&after));
+        let (before, after) = (set(&before, &twice_before), set(&after, &twice_after));
         let (old, new) = (intent.plan(&before), intent.plan(&after));
         let mut model = Model::new();
         let ownership = intent.ownership();
@@ -556,4 +556,59 @@ fn a_kernel_without_ipv6_is_not_asked_to_set_its_files() {
     let (mut model, wanted) = settled(&intent);
     model.state.sysctls.clear();
     assert_eq!(changes(&wanted, &model.state, &intent.ownership(), Prune::Yes), []);
+}
+
+#[test]
+fn what_two_leases_of_one_node_share_outlives_one_of_them() {
+    for kind in [1, 3, 5] {
+        let intent = network(kind);
+        let first = fixture::lease(&intent, 2);
+        let mut second = fixture::lease(&intent, 3);
+        second.attributes = first.attributes.clone();
+        let both: LeaseSet = [first.clone(), second.clone()].into_iter().collect();
+        let one: LeaseSet = [first].into_iter().collect();
+        let mut model = Model::new();
+        let ownership = intent.ownership();
+        model.apply_all(&changes(&intent.plan(&both).dataplane, &model.state, &ownership, Prune::Yes));
+
+        let (gone, come) = intent.plans_between(&both, &one);
+        model.apply_all(&between(&gone.dataplane, &come.dataplane));
+
+        assert_eq!(model.missing(&intent.plan(&one).dataplane), [""; 0]);
+    }
+}
+
+#[test]
+fn a_route_to_an_object_that_was_not_seen_is_set_again() {
+    let intent = network(1);
+    let (mut model, wanted) = settled(&intent);
+    // The object went between the two looks: its route was still seen.
+    model.state.next_hops.remove(&183763456);
+    assert_eq!(
+        texts(&changes(&wanted, &model.state, &intent.ownership(), Prune::Yes)),
+        "\
+ip nexthop add id 183763456 via 10.244.2.0 dev flannel.1 onlink proto 102
+ip route replace 10.244.2.0/24 nhid 183763456 proto 102
+"
+    );
+}
+
+#[test]
+fn the_loser_comes_into_its_rights_when_the_winner_leaves() {
+    let intent = network(0);
+    let winner = fixture::lease(&intent, 2);
+    let mut loser = fixture::lease(&intent, 3);
+    loser.subnets.ipv4 = Some("10.244.2.0/25".parse().unwrap());
+    let both: LeaseSet = [winner, loser.clone()].into_iter().collect();
+    let alone: LeaseSet = [loser].into_iter().collect();
+    let (gone, come) = intent.plans_between(&both, &alone);
+    assert_eq!(
+        texts(&between(&gone.dataplane, &come.dataplane)),
+        "\
+ip neighbor replace 10.244.2.0 lladdr 0e:2a:00:00:04:03 dev flannel.1 nud permanent
+bridge fdb replace 0e:2a:00:00:04:03 dev flannel.1 dst 192.168.0.3 self permanent
+ip route replace 10.244.2.0/25 via 10.244.2.0 dev flannel.1 onlink proto 102
+ip route delete 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink proto 102
+"
+    );
 }
