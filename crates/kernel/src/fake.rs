@@ -492,9 +492,8 @@ impl Machine {
     /// `fib_check_nh_v4_gw`
     fn check_ipv4_gateway(&self, next_hop: &NextHop) -> Result<(), Refusal> {
         if next_hop.onlink {
-            let is_own =
-                |(link, net): &(LinkName, IpNet)| *link == next_hop.link && net.addr() == next_hop.gateway;
-            return if self.state.addresses.iter().any(is_own) { Err(refused(Errno::INVAL)) } else { Ok(()) };
+            let is_own = self.state.addresses.iter().any(|(_, net)| net.addr() == next_hop.gateway);
+            return if is_own { Err(refused(Errno::INVAL)) } else { Ok(()) };
         }
         // Of the routes to the gateway only those count that need no gateway themselves.
         let direct = Target::Device(next_hop.link);

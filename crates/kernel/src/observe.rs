@@ -54,14 +54,27 @@ pub(crate) fn observe(linux: &mut Linux, scope: &Scope) -> Result<Observed, Kern
         route::list(socket)?.into_iter().filter_map(|found| observed_route(found, &name)).collect();
 
     if !scope.tables.is_empty() {
-        observed.tables = linux.nftables()?.list(&scope.tables)?;
-        match iptables::observe_forward(linux.nftables()?) {
-            Ok(accepted) => observed.accepted_forwards = accepted,
-            // Other people's tables must not keep ours from being looked after.
-            Err(error) => tracing::warn!(%error, "the host's iptables cannot be read"),
-        }
+        firewall(linux, scope, &mut observed);
     }
     Ok(observed)
+}
+
+/// Reads the firewall. What cannot be read counts as not there: routes must not wait for a kernel
+/// without nf_tables, and writing the table that is wanted then says what is wrong.
+fn firewall(linux: &mut Linux, scope: &Scope, observed: &mut Observed) {
+    let nftables = match linux.nftables() {
+        Ok(nftables) => nftables,
+        Err(error) => return tracing::debug!(%error, "there is no firewall to read"),
+    };
+    match nftables.list(&scope.tables) {
+        Ok(tables) => observed.tables = tables,
+        Err(error) => tracing::warn!(%error, "our firewall tables cannot be read"),
+    }
+    match iptables::observe_forward(nftables) {
+        Ok(accepted) => observed.accepted_forwards = accepted,
+        // Other people's tables must not keep ours from being looked after.
+        Err(error) => tracing::warn!(%error, "the host's iptables cannot be read"),
+    }
 }
 
 fn observed_link(link: &Link, name: &impl Fn(u32) -> Option<LinkName>) -> ObservedLink {

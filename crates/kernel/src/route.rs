@@ -250,6 +250,7 @@ pub enum FoundTarget {
 pub fn list(socket: &mut Socket) -> Result<Vec<Found>, KernelError> {
     let mut routes = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
+        let is_of_family = |found: &Found| found.destination.addr().is_ipv4() == (family == libc::AF_INET);
         let found = socket.dump(
             libc::RTM_GETROUTE,
             |body| {
@@ -257,14 +258,15 @@ pub fn list(socket: &mut Socket) -> Result<Vec<Found>, KernelError> {
                 body.u32(libc::RTA_TABLE, MAIN_TABLE);
             },
             |routes: &mut Vec<Found>, answer| {
-                routes.extend(decode(answer)?);
+                // A kernel without one family answers with the other.
+                routes.extend(decode(answer)?.filter(is_of_family));
                 Ok(())
             },
         );
         match found {
             Ok(found) => routes.extend(found),
-            // A kernel without IPv6 has no routes of it, and the main table of a family is made with
-            // its first route.
+            // A kernel without IPv6 has no routes of it, and a namespace in which nothing happened yet
+            // has no main table.
             Err(error) if matches!(error.errno(), Some(Errno::OPNOTSUPP | Errno::NOENT)) => {}
             Err(error) => return Err(error).doing(|| "list routes".to_owned()),
         }

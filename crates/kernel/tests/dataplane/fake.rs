@@ -9,7 +9,7 @@ use kernel::{Fake, Kernel, Linux, link};
 use proptest::prelude::*;
 
 use crate::namespace;
-use crate::underlay::{LOCAL4, LOCAL6, name, net, open, scope, vxlan};
+use crate::underlay::{LOCAL4, LOCAL6, cases, name, net, open, scope, vxlan};
 
 /// One thing that happens.
 #[derive(Debug, Clone)]
@@ -103,7 +103,7 @@ fn event() -> impl Strategy<Value = Event> {
     let change = prop_oneof![
         4 => tunnel().prop_map(Change::CreateLink),
         1 => tunnel_device().prop_map(Change::DeleteLink),
-        1 => (device(), prop_oneof![1 => Just(60), 5 => 1280u32..1600]).prop_map(|(link, mtu)| Change::SetMtu(link, mtu)),
+        1 => (device(), prop_oneof![1 => Just(60), 5 => 1400u32..1600]).prop_map(|(link, mtu)| Change::SetMtu(link, mtu)),
         1 => (device(), any::<[u8; 6]>()).prop_map(|(link, mac)| Change::SetMac(link, Mac(mac))),
         3 => device().prop_map(Change::SetUp),
         3 => (device(), address()).prop_map(|(link, net)| Change::AddAddress(link, net)),
@@ -191,7 +191,7 @@ fn the_fake_does_and_refuses_what_linux_does_and_refuses() {
     if !namespace::enter(&[]) {
         return;
     }
-    let config = ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() };
+    let config = cases(60);
     proptest!(config, |(events in proptest::collection::vec(event(), 1..40))| {
         let of_a_fresh_kernel = move || {
             // SAFETY: see `namespace::enter`.

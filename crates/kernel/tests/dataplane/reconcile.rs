@@ -1,12 +1,14 @@
 //! Observe, compare, apply, observe again.
 
 use fabric::dataplane::{Change, Dataplane, LinkKind, Prune, changes};
-use kernel::{Kernel, address, link};
+use kernel::{Kernel, Linux, address, link};
 use proptest::prelude::*;
 use rustix::io::Errno;
 
 use crate::namespace;
-use crate::underlay::{Way, add_peer, assert_holds, converge, name, net, open, ownership, scope, tunnels};
+use crate::underlay::{
+    Way, add_peer, assert_holds, cases, converge, name, net, open, ownership, scope, tunnels,
+};
 
 /// The programs in some test here.
 const IP: &[&str] = &["ip", "bridge"];
@@ -44,7 +46,7 @@ fn any_plan_after_any_other_is_reached_in_one_step() {
         return;
     }
     let mut linux = open();
-    let config = ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() };
+    let config = cases(40);
     // One kernel for all cases: each plan meets what the one before left.
     let linux = std::cell::RefCell::new(&mut linux);
     proptest!(config, |(wanted in plan())| {
@@ -281,6 +283,16 @@ fn a_next_hop_number_that_somebody_else_has_is_said() {
     let failures = linux.apply(&todo);
     let refused = failures.iter().find(|failure| matches!(failure.change, Change::AddNextHop(..))).unwrap();
     assert_eq!(refused.error.errno(), Some(Errno::EXIST));
+}
+
+#[test]
+fn a_namespace_in_which_nothing_happened_yet_can_be_looked_at() {
+    if !namespace::enter(&[]) {
+        return;
+    }
+    let observed = Linux::open().unwrap().observe(&scope()).unwrap();
+    assert!(observed.links.contains_key(&name("lo")));
+    assert!(observed.routes.is_empty() && observed.addresses.is_empty());
 }
 
 #[test]

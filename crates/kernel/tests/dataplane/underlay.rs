@@ -11,6 +11,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use kernel::link::{self, Veth};
 use kernel::netlink::Socket;
 use kernel::{Kernel, Linux, Scope, address, netns, sysctl};
+use proptest::prelude::ProptestConfig;
 
 pub(crate) const LOCAL4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 0, 1));
 pub(crate) const LOCAL6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1));
@@ -180,6 +181,16 @@ pub(crate) fn assert_holds(linux: &mut Linux, wanted: &Dataplane) -> Observed {
     let fdb: Vec<_> = wanted.fdb.iter().map(|((link, mac), to)| (*link, *mac, *to)).collect();
     assert!(observed.fdb.iter().eq(fdb.iter()), "{:?}", observed.fdb);
     observed
+}
+
+/// So many cases, or as many as `PROPTEST_CASES` says: each costs a real kernel some milliseconds.
+pub(crate) fn cases(usual: u32) -> ProptestConfig {
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+    if std::env::var_os("PROPTEST_CASES").is_some() {
+        config
+    } else {
+        ProptestConfig { cases: usual, ..config }
+    }
 }
 
 pub(crate) fn shown(changes: &[Change]) -> String {
