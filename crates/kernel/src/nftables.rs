@@ -9,6 +9,7 @@
 //! Sources: `linux/netfilter/nf_tables.h`, `net/netfilter/nf_tables_api.c`; comments are what
 //! libnftnl puts into the user data attributes (`include/libnftnl/udata.h`).
 
+pub(crate) mod dropping;
 pub(crate) mod expression;
 pub(crate) mod rule;
 mod wire;
@@ -22,6 +23,7 @@ use rustix::io::Errno;
 
 use crate::error::{Doing, KernelError};
 use crate::netlink::{Batch, NetlinkError, Protocol, Socket};
+pub use dropping::{DroppingChain, DropsBy};
 use expression::Expression;
 pub(crate) use wire::Step;
 

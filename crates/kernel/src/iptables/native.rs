@@ -13,6 +13,7 @@ use ipnet::IpNet;
 
 use super::{Direction, FORWARD_COMMENT, Forward};
 use crate::error::KernelError;
+use crate::nftables::dropping::lets_nothing_pass;
 use crate::nftables::expression::{Expression, verdict};
 use crate::nftables::rule::{decode, masked_address};
 use crate::nftables::{Nftables, RawRule, Step};
@@ -88,49 +89,6 @@ fn read(nftables: &mut Nftables, family: IpFamily) -> Result<Option<Chain>, Kern
         }
     }
     Ok(Some(Chain { table, policy: hook.policy, rules, barrier }))
-}
-
-/// Whether a rule drops all packets, itself or by a chain of which that is the whole effect. A chain
-/// that looks at packets first has reasons, and is not put second.
-fn lets_nothing_pass(
-    nftables: &mut Nftables,
-    table: &TableName,
-    rule: &RawRule,
-) -> Result<bool, KernelError> {
-    if !is_unconditional(rule) {
-        return Ok(false);
-    }
-    let jump = rule.expressions.iter().find_map(|expression| match expression {
-        Expression::Verdict(_, Some(chain)) => Some(chain.clone()),
-        _ => None,
-    });
-    match jump {
-        None => Ok(drops(rule)),
-        Some(chain) => {
-            let rules = nftables.raw_rules(table, Some(&chain))?;
-            Ok(rules.iter().all(is_unconditional) && rules.iter().any(drops))
-        }
-    }
-}
-
-fn is_unconditional(rule: &RawRule) -> bool {
-    rule.expressions.iter().all(|expression| match expression {
-        Expression::Counter
-        | Expression::XtComment(_)
-        | Expression::XtTarget(_)
-        | Expression::Verdict(..) => true,
-        Expression::Other(name) => name == "reject" || name == "log",
-        _ => false,
-    })
-}
-
-fn drops(rule: &RawRule) -> bool {
-    rule.expressions.iter().any(|expression| match expression {
-        Expression::Verdict(verdict::DROP, None) => true,
-        Expression::XtTarget(name) => name == "REJECT" || name == "DROP",
-        Expression::Other(name) => name == "reject",
-        _ => false,
-    })
 }
 
 /// What a rule of ours accepts; none if the rule is not ours.

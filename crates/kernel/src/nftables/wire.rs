@@ -248,6 +248,23 @@ pub(super) fn chains(socket: &mut Socket, table: &TableName) -> Result<Vec<Chain
     absent_is_default(listed)
 }
 
+/// The chains of all tables.
+pub(super) fn all_chains(socket: &mut Socket) -> Result<Vec<(TableName, Chain)>, NetlinkError> {
+    socket.dump(
+        GET_CHAIN,
+        // Of any family: `NFPROTO_UNSPEC`.
+        |body| body.put(&[0; HEADER_LEN]),
+        |chains: &mut Vec<(TableName, Chain)>, answer| {
+            let family = answer.payload.first().and_then(|number| family_of(*number));
+            if let (Some(body), Some(family)) = (body(&answer, NEW_CHAIN), family) {
+                let name = find(body, CHAIN_TABLE).map(read_text).unwrap_or_default();
+                chains.push((TableName { family, name }, read_chain(body)));
+            }
+            Ok(())
+        },
+    )
+}
+
 /// A chain without rules. One whose hook no value has a word for gets a foreign rule.
 fn read_chain(body: &[u8]) -> Chain {
     let (hook, rules) = match find(body, CHAIN_HOOK) {
@@ -308,15 +325,18 @@ fn absent_is_default<T: Default>(asked: Result<T, NetlinkError>) -> Result<T, Ne
     }
 }
 
+/// The families and their numbers (`NFPROTO_*`).
+const FAMILIES: [(Family, u8); 4] =
+    [(Family::Inet, 1), (Family::Ipv4, 2), (Family::Bridge, 7), (Family::Ipv6, 10)];
+
 /// `struct nfgenmsg`: family, version, and a number that is only used by batches.
 fn header(body: &mut Encoder, family: Family) {
-    let number = match family {
-        Family::Inet => 1,
-        Family::Ipv4 => 2,
-        Family::Bridge => 7,
-        Family::Ipv6 => 10,
-    };
+    let number = FAMILIES.iter().find(|(known, _)| *known == family).map_or(0, |(_, number)| *number);
     body.put(&[number, 0, 0, 0]);
+}
+
+fn family_of(number: u8) -> Option<Family> {
+    FAMILIES.iter().find(|(_, known)| *known == number).map(|(family, _)| *family)
 }
 
 /// The attributes of an answer of this kind.

@@ -240,6 +240,39 @@ fn what_we_would_not_write_compares_unequal() {
 }
 
 #[test]
+fn chains_of_others_that_drop_forwarded_packets_are_told() {
+    if !enter(&["nft", "iptables-nft"]) {
+        return;
+    }
+    let mut nftables = Nftables::open().unwrap();
+    assert_eq!(nftables.dropping_chains().unwrap(), []);
+    run("iptables-nft -P FORWARD DROP");
+    run("nft -f - <<'EOF'
+table inet firewalld {
+  chain filter_FORWARD { type filter hook forward priority filter + 10; policy accept;
+    ct state { established, related } accept; iifname \"lo\" accept; jump policies; reject with icmpx admin-prohibited; }
+  chain policies { iifname \"eth0\" accept; drop; }
+  chain filter_INPUT { type filter hook input priority filter + 10; policy drop; }
+}
+table ip strict {
+  chain f { type filter hook forward priority 10; policy drop; }
+}
+table ip lax {
+  chain f { type filter hook forward priority 11; iifname \"eth7\" drop; }
+}
+EOF");
+    let texts: Vec<String> = nftables.dropping_chains().unwrap().iter().map(ToString::to_string).collect();
+    assert_eq!(
+        texts,
+        [
+            "chain filter_FORWARD of nftables table inet firewalld drops forwarded packets by a rule without \
+             conditions",
+            "chain f of nftables table ip strict drops forwarded packets by policy",
+        ]
+    );
+}
+
+#[test]
 fn chains_that_come_and_go_are_seen_by_one_who_knew_others() {
     if !enter(&["nft"]) {
         return;
