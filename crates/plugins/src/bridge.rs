@@ -39,9 +39,9 @@ impl Plugin for Bridge {
     fn add(&self, request: &Request) -> Result<AddResult, Error> {
         let settings = Settings::parse(request)?;
         settings.check_for_add()?;
+        let namespace = open_namespace(request)?;
         let mut host = open_socket()?;
         let bridge = gateway::ensure_bridge(&mut host, &settings)?;
-        let namespace = open_namespace(request)?;
         let pair = veth::create(&mut host, &settings, &bridge, &namespace, request)?;
         let mut attaching =
             Attaching { settings: &settings, request, namespace: &namespace, ipam_done: false };

@@ -2,8 +2,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, OFlags};
 
 /// An error about a file in the words that users of the reference plugins search for:
 /// `open /run/flannel/subnet.env: no such file or directory`.
@@ -24,6 +27,11 @@ pub(crate) fn go_error(attempted: &str, path: &Path, error: &io::Error) -> Strin
 /// Writes a file that only root reads so that it is seen complete or not at all, and returns it open:
 /// the caller syncs it while doing other work.
 pub(crate) fn replace(path: &Path, content: &str) -> io::Result<File> {
+    // A file without a name leaves nothing behind if this process is killed. Not every file system has
+    // them, and a name that is taken cannot be given to one.
+    if let Ok(file) = create_whole(path, content) {
+        return Ok(file);
+    }
     let unfinished = unfinished(path);
     let write = || {
         let mut file =
@@ -35,6 +43,17 @@ pub(crate) fn replace(path: &Path, content: &str) -> io::Result<File> {
     write().inspect_err(|_| {
         let _ = fs::remove_file(&unfinished);
     })
+}
+
+fn create_whole(path: &Path, content: &str) -> io::Result<File> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let nameless =
+        rustix::fs::open(directory, OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, 0o600.into())?;
+    let mut file = File::from(nameless);
+    file.write_all(content.as_bytes())?;
+    let through_proc = format!("/proc/self/fd/{}", file.as_raw_fd());
+    rustix::fs::linkat(CWD, through_proc, CWD, path, AtFlags::SYMLINK_FOLLOW)?;
+    Ok(file)
 }
 
 /// What a file is called while it is written: hidden, so that nobody takes it for the state of a
