@@ -41,7 +41,7 @@ const FOREIGN: &[&str] = &[
 /// How all of it is shown, in an order that only its owners change.
 const SHOWN: &[&str] = &[
     "ip -d link show vxlan7",
-    "ip address show vxlan7",
+    "ip address show vxlan7 scope global",
     "ip neigh show nud permanent to 172.20.0.0/16",
     "ip neigh show nud permanent to 192.168.64.99",
     "bridge fdb show dev vxlan7",

@@ -329,8 +329,7 @@ fn without_names(text: &str, sandbox: &Namespace) -> String {
     let text = without_macs(text).replace(&sandbox.path().display().to_string(), "SANDBOX");
     text.split_inclusive('"')
         .map(|piece| {
-            let is_cable = piece.strip_prefix("veth").is_some_and(|rest| rest.len() == 9);
-            if is_cable { "VETH\"".to_owned() } else { piece.to_owned() }
+            if piece.starts_with("veth") { "VETH\"".to_owned() } else { piece.to_owned() }
         })
         .collect()
 }

@@ -28,7 +28,7 @@ use crate::snapshot::Snapshot;
 use crate::vtep_mac;
 
 /// How long a store may keep us from starting when there is a snapshot to start from.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_millis(1500);
 /// How long the last run's lease is looked for in the store, for its Ethernet address.
 const LOOKING_BACK: Duration = Duration::from_secs(2);
 
@@ -120,7 +120,13 @@ impl Node<'_> {
                 None => continue,
             };
             self.board.failing("network", [(problem.clone(), String::new())]);
-            retry.pause(&problem).await;
+            let pause = retry.pause(&problem);
+            if snapshot.is_some() && away {
+                // Not beyond the moment from which the snapshot will do.
+                let _ = tokio::time::timeout_at(began + PATIENCE, pause).await;
+            } else {
+                pause.await;
+            }
         }
     }
 
@@ -395,9 +401,9 @@ async fn keep_snapshot(
                 }
                 Err(_) => {}
             }
+            // Gathers what changes together, and keeps the writing below a fiftieth of the time.
+            tokio::time::sleep(Duration::from_millis(500).max(began.elapsed() * 50)).await;
         }
-        // Gathers what changes together, and keeps the writing below a fiftieth of the time.
-        tokio::time::sleep(Duration::from_millis(500).max(began.elapsed() * 50)).await;
         tokio::select! {
             changed = leases.changed() => if changed.is_err() { return std::future::pending().await },
             changed = own.changed() => if changed.is_err() { return std::future::pending().await },
