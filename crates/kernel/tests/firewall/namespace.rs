@@ -4,6 +4,9 @@
 
 use std::process::Command;
 
+/// Where the real programs are; the tester's own `PATH` may lack the system's directories.
+const PATH: &str = "/usr/sbin:/sbin:/usr/bin:/bin";
+
 /// Moves the test's thread into a network namespace of its own. Where that cannot be done the test
 /// is skipped and says so, except in CI, where a skip is a failure.
 pub(crate) fn enter(needs: &[&str]) -> bool {
@@ -24,7 +27,7 @@ pub(crate) fn enter(needs: &[&str]) -> bool {
 }
 
 fn installed(program: &str) -> bool {
-    std::env::split_paths("/usr/sbin:/sbin:/usr/bin:/bin").any(|directory| directory.join(program).exists())
+    std::env::split_paths(PATH).any(|directory| directory.join(program).exists())
 }
 
 /// Runs a command line in the test's namespace; returns what it printed, and fails if it does.
@@ -37,7 +40,8 @@ pub(crate) fn run(command: &str) -> String {
 /// Runs a command line in the test's namespace; returns whether it went well and what it printed.
 pub(crate) fn try_run(command: &str) -> (bool, String) {
     #[allow(clippy::disallowed_methods, reason = "a test runs the real programs beside ours")]
-    let output = Command::new("timeout").args(["20", "sh", "-c", command]).output().unwrap();
+    let output =
+        Command::new("timeout").args(["20", "sh", "-c", command]).env("PATH", PATH).output().unwrap();
     let mut text = String::from_utf8(output.stdout).unwrap();
     if !output.status.success() {
         text.push_str(&String::from_utf8_lossy(&output.stderr));
