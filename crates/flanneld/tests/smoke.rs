@@ -1,0 +1,229 @@
+//! The built daemon on the real kernel: two nodes, each in a network namespace of its own, joined by
+//! a veth pair, with leases in a directory.
+//!
+//! ```text
+//!   a: eth0 192.0.2.1 ──────── eth0 192.0.2.2 :b
+//! ```
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use fabric::status::Status;
+
+#[allow(clippy::disallowed_methods, reason = "a test runs the real programs to see what they see")]
+fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    Command::new(program)
+}
+
+fn ip(arguments: &str) -> String {
+    let output = command("ip").args(arguments.split_whitespace()).output().unwrap();
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Two joined namespaces, gone with the value.
+struct Pair {
+    prefix: String,
+    dir: tempfile::TempDir,
+}
+
+impl Pair {
+    fn new(test: &str) -> Pair {
+        let prefix = format!("flanneld-{test}-{}", std::process::id());
+        let pair = Pair { prefix, dir: tempfile::tempdir().unwrap() };
+        let (a, b) = (pair.namespace("a"), pair.namespace("b"));
+        for namespace in [&a, &b] {
+            ip(&format!("netns add {namespace}"));
+            ip(&format!("-n {namespace} link set lo up"));
+        }
+        ip(&format!("-n {a} link add eth0 type veth peer name eth0 netns {b}"));
+        for (namespace, address) in [(&a, "192.0.2.1/24"), (&b, "192.0.2.2/24")] {
+            ip(&format!("-n {namespace} address add {address} dev eth0"));
+            ip(&format!("-n {namespace} link set eth0 up"));
+        }
+        std::fs::create_dir_all(pair.dir.path().join("store")).unwrap();
+        let config = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
+        std::fs::write(pair.dir.path().join("store/config"), config).unwrap();
+        pair
+    }
+
+    fn namespace(&self, name: &str) -> String {
+        format!("{}-{name}", self.prefix)
+    }
+
+    fn start(&self, name: &str) -> Daemon {
+        let dir = self.dir.path().join(name);
+        let store = self.dir.path().join("store");
+        let child = command("ip")
+            .args(["netns", "exec", &self.namespace(name), env!("CARGO_BIN_EXE_flanneld"), "--ip-masq"])
+            .arg(format!("--store=file:{}", store.display()))
+            .arg(format!("--subnet-file={}", dir.join("subnet.env").display()))
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Daemon { child, dir }
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        for name in ["a", "b"] {
+            let _ = command("ip").args(["netns", "delete", &self.namespace(name)]).output();
+        }
+    }
+}
+
+/// A running flanneld, killed with the value.
+struct Daemon {
+    child: Child,
+    dir: PathBuf,
+}
+
+impl Daemon {
+    fn status(&self) -> Option<Status> {
+        serde_json::from_slice(&std::fs::read(self.dir.join("status.json")).ok()?).ok()
+    }
+
+    /// Asks to end; the exit code and what was logged.
+    fn end(mut self) -> (Option<i32>, String) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let status = self.child.wait().unwrap();
+        let mut log = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        (status.code(), log)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits until `look` finds something, ten seconds at most.
+fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited 10 s for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn ready(daemon: &Daemon, peers: usize) -> Status {
+    let pid = daemon.child.id();
+    wait_for("a ready node", || {
+        daemon.status().filter(|status| status.pid == pid && status.ready && status.peers.len() == peers)
+    })
+}
+
+fn key(path: &Path, key: &str) -> String {
+    let text = std::fs::read_to_string(path).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(&format!("{key}=")));
+    line.unwrap_or_else(|| panic!("{key} is not in {text}")).to_owned()
+}
+
+#[test]
+fn nodes_find_each_other_heal_restart_and_leave_their_network_in_place() {
+    let pair = Pair::new("smoke");
+    let (a, b) = (pair.start("a"), pair.start("b"));
+    let status = ready(&a, 1);
+    ready(&b, 1);
+    assert_eq!(status.peers[0].public_ipv4, Some(Ipv4Addr::new(192, 0, 2, 2)));
+    let subnet = key(&a.dir.join("subnet.env"), "FLANNEL_SUBNET");
+    assert_eq!(key(&a.dir.join("subnet.env"), "FLANNEL_MTU"), "1450");
+
+    let namespace = pair.namespace("a");
+    let routes = || ip(&format!("-n {namespace} route show dev flannel.1"));
+    let link = || ip(&format!("-n {namespace} -o link show flannel.1"));
+    let mac = |link: String| link.split("link/ether ").nth(1).unwrap()[..17].to_owned();
+    let (routes_before, mac_before) = (routes(), mac(link()));
+    assert!(routes_before.contains("via 10.5."), "{routes_before}");
+
+    ip(&format!("-n {namespace} link delete flannel.1"));
+    wait_for("the deleted device", || {
+        let shown =
+            command("ip").args(["-n", &namespace, "route", "show", "dev", "flannel.1"]).output().unwrap();
+        (String::from_utf8_lossy(&shown.stdout) == routes_before).then_some(())
+    });
+    wait_for("the repair in the status", || a.status().filter(|status| !status.repairs.is_empty()));
+
+    let second = command("ip")
+        .args(["netns", "exec", &namespace, env!("CARGO_BIN_EXE_flanneld"), "--store=file:/nowhere"])
+        .arg(format!("--subnet-file={}", a.dir.join("subnet.env").display()))
+        .output()
+        .unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert!(said.contains(&format!("process {}", a.child.id())), "{said}");
+
+    let (code, log) = a.end();
+    assert_eq!(code, Some(0), "{log}");
+    assert_eq!(routes(), routes_before, "the end of the daemon changes nothing");
+    let again = pair.start("a");
+    ready(&again, 1);
+    assert_eq!(key(&again.dir.join("subnet.env"), "FLANNEL_SUBNET"), subnet);
+    assert_eq!((routes(), mac(link())), (routes_before, mac_before));
+}
+
+#[test]
+fn a_moved_address_is_followed_by_the_node_and_its_peers() {
+    let pair = Pair::new("move");
+    let (a, b) = (pair.start("a"), pair.start("b"));
+    ready(&a, 1);
+    ready(&b, 1);
+    let namespace = pair.namespace("a");
+    ip(&format!("-n {namespace} address delete 192.0.2.1/24 dev eth0"));
+    ip(&format!("-n {namespace} address add 192.0.2.11/24 dev eth0"));
+    wait_for("the peer's entry", || {
+        let peer = b.status()?.peers.pop()?;
+        (peer.public_ipv4 == Some(Ipv4Addr::new(192, 0, 2, 11))).then_some(())
+    });
+    wait_for("the device", || {
+        ip(&format!("-n {namespace} -d link show flannel.1")).contains("local 192.0.2.11").then_some(())
+    });
+}
+
+#[test]
+fn a_node_without_configuration_lives_is_not_ready_and_says_what_it_awaits() {
+    let pair = Pair::new("wait");
+    std::fs::remove_file(pair.dir.path().join("store/config")).unwrap();
+    let namespace = pair.namespace("a");
+    let child = command("ip")
+        .args(["netns", "exec", &namespace, env!("CARGO_BIN_EXE_flanneld"), "--healthz-port=8081"])
+        .arg(format!("--store=file:{}", pair.dir.path().join("store").display()))
+        .arg(format!("--subnet-file={}", pair.dir.path().join("a/subnet.env").display()))
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let daemon = Daemon { child, dir: pair.dir.path().join("a") };
+    let get = |path: &str| {
+        let inside = kernel::netns::open(&Path::new("/run/netns").join(&namespace)).unwrap();
+        wait_for("an answer", || {
+            inside
+                .enter(|| {
+                    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, 8081)).ok()?;
+                    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
+                    let mut answer = String::new();
+                    stream.read_to_string(&mut answer).ok()?;
+                    Some(answer)
+                })
+                .unwrap()
+        })
+    };
+    assert!(get("/healthz").ends_with("flanneld is running"));
+    let waiting = get("/readyz");
+    assert!(waiting.contains("503") && waiting.contains("awaited: the network configuration"), "{waiting}");
+
+    let config = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}"#;
+    std::fs::write(pair.dir.path().join("store/config"), config).unwrap();
+    ready(&daemon, 0);
+    assert!(get("/readyz").ends_with("flanneld is ready"));
+}
