@@ -28,7 +28,8 @@ pub(crate) async fn follow<R: Registry>(
         reached: None,
         backoff: Backoff::new(),
     };
-    let mut last_error = String::new();
+    // What is the same again is not said again.
+    let (mut last_error, mut last_reason) = (String::new(), String::new());
     loop {
         match follower.run().await {
             WatchEnd::Lost(error) => {
@@ -40,8 +41,11 @@ pub(crate) async fn follow<R: Registry>(
                 }
             }
             WatchEnd::StartOver(reason) => {
-                info!(reason, "listing the leases again");
                 follower.reached = None;
+                if reason != last_reason {
+                    info!(reason, "listing the leases again");
+                    last_reason = reason;
+                }
             }
         }
         tokio::time::sleep(follower.backoff.delay()).await;

@@ -29,6 +29,9 @@ const CALL_DEADLINE: Duration = Duration::from_secs(5);
 /// five seconds), and given up when the sign does not come.
 const SIGN_OF_LIFE_EVERY: Duration = Duration::from_secs(10);
 const SIGN_OF_LIFE_DEADLINE: Duration = Duration::from_secs(5);
+/// What etcd may send before we have acknowledged it: several pages of a list, so that a long one does
+/// not wait for a round trip every 64 KB.
+const WINDOW: u32 = 1024 * 1024;
 
 /// An etcd cluster.
 #[derive(Debug)]
@@ -246,6 +249,8 @@ impl Cluster {
         };
         let mut endpoint = Endpoint::from(uri.clone())
             .connect_timeout(CONNECT_DEADLINE)
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(2 * WINDOW)
             .http2_keep_alive_interval(SIGN_OF_LIFE_EVERY)
             .keep_alive_timeout(SIGN_OF_LIFE_DEADLINE);
         if uri.scheme_str() == Some("https") {

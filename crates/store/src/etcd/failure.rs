@@ -72,7 +72,9 @@ fn causes(status: &Status) -> String {
 
 fn remedy(cause: &str, is_tls: bool) -> Option<&'static str> {
     let says = |text: &str| cause.contains(text);
-    let is_cut_off = says("frame with invalid size") || says("Connection reset") || says("broken pipe");
+    let is_cut_off = ["frame with invalid size", "Connection reset", "broken pipe", "connection closed"]
+        .into_iter()
+        .any(says);
     Some(match () {
         () if says("Connection refused") => "is etcd running and listening there?",
         () if says("UnknownIssuer") => {

@@ -255,6 +255,27 @@ async fn an_etcd_that_is_killed_and_comes_back_costs_no_peer() {
 }
 
 #[tokio::test]
+async fn an_etcd_that_was_set_back_is_listed_again_and_our_lease_is_put_into_it() {
+    if !server::is_installed() {
+        return;
+    }
+    let mut etcd = Server::start(&[]);
+    let store = etcd.store();
+    for number in [6, 7, 8] {
+        etcd.etcdctl(&["put", &format!("{SUBNETS}/10.6.{number}.0-24"), &node(number).to_json()]);
+    }
+    let lease = store.acquire(&claim(1)).await.unwrap();
+    let _keeping = Keeping::start(&store, lease.clone());
+    let mut leases = store.leases();
+    wait_for(&mut leases, |leases| leases.len() == 4).await;
+    etcd.kill();
+    std::fs::remove_dir_all(etcd.path("data")).unwrap();
+    etcd.run();
+    let seen = wait_for(&mut leases, |leases| leases.len() == 1).await;
+    assert_eq!(seen.get(&lease.subnets).unwrap().attributes, node(1));
+}
+
+#[tokio::test]
 async fn what_was_compacted_away_during_an_outage_is_listed_again() {
     if !server::is_installed() {
         return;
