@@ -1,9 +1,11 @@
 //! The tables of iptables-nft, which are tables of nftables.
 //!
 //! iptables-nft reads only what it would write itself; one instruction too many, and `iptables -L`
-//! calls the whole table incompatible. An address under its full mask, a counter and a verdict are
-//! what every version since 1.8.0 writes and reads (1.8.6 and later shorten masks on byte boundaries
-//! and read both), and a comment in the rule's user data is read by all of them as `-m comment`.
+//! calls the whole table incompatible. What is written here, an address under its full mask, a
+//! counter and a verdict, is read, checked, deleted and saved by iptables 1.8.9 (see the tests). That
+//! version itself loads fewer bytes for a mask on a byte boundary; earlier ones did not, and might
+//! not read it, so the long form is the one for all. A comment in the rule's user data is read as
+//! `-m comment`, and needs no module for matches of iptables.
 
 use std::collections::BTreeSet;
 

@@ -296,7 +296,7 @@ pub(super) fn rules(
         |rules: &mut Vec<RawRule>, answer| {
             let Some(body) = body(&answer, NEW_RULE) else { return Ok(()) };
             let in_chain = find(body, RULE_CHAIN).map(read_text).unwrap_or_default();
-            // Kernels before 4.20 list more than was asked for.
+            // Old kernels list more than was asked for.
             if find(body, RULE_TABLE).map(read_text).as_ref() != Some(&table.name)
                 || chain.is_some_and(|chain| chain != in_chain)
             {
