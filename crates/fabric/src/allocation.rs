@@ -41,7 +41,9 @@ pub fn fits(subnets: &Subnets, config: &NetworkConfig) -> bool {
 
 /// Chooses free subnets, at random among the first hundred of each family, as the original does.
 ///
-/// The choice is independent for IPv4 and IPv6. `below` is asked once for each enabled family.
+/// The choice is independent for IPv4 and IPv6. `below` is asked once for each enabled family. A lease
+/// that is no part of the network, the whole of it included, is nobody's: every node refuses it (see
+/// [`crate::backend`]), and it takes nothing.
 pub fn choose(
     config: &NetworkConfig,
     leases: &LeaseSet,
@@ -55,10 +57,14 @@ pub fn choose(
                 last: want.subnet_max.to_bits().into(),
                 size: 1 << (32 - want.subnet_len),
             };
-            let leased = leases.iter().filter_map(|lease| lease.subnets.ipv4).map(|net| Taken {
-                first: net.network().to_bits().into(),
-                last: net.broadcast().to_bits().into(),
-            });
+            let leased = leases
+                .iter()
+                .filter_map(|lease| lease.subnets.ipv4)
+                .filter(|net| want.network.contains(net) && *net != want.network)
+                .map(|net| Taken {
+                    first: net.network().to_bits().into(),
+                    last: net.broadcast().to_bits().into(),
+                });
             let address = range.pick(leased.collect(), below).map_err(|leased| {
                 out_of_subnets(
                     &range,
@@ -81,6 +87,7 @@ pub fn choose(
             let leased = leases
                 .iter()
                 .filter_map(|lease| lease.subnets.ipv6)
+                .filter(|net| want.network.contains(net) && *net != want.network)
                 .map(|net| Taken { first: net.network().to_bits(), last: net.broadcast().to_bits() });
             let address = range.pick(leased.collect(), below).map_err(|leased| {
                 let range_text =

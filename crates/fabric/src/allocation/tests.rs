@@ -43,6 +43,17 @@ fn leases_of_other_lengths_are_avoided() {
 }
 
 #[test]
+fn a_lease_that_is_no_part_of_the_network_takes_nothing() {
+    let config = config(r#""Network": "10.3.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:3::/48""#);
+    let free = candidates(&config, &leased(&[]));
+    for key in
+        ["10.3.0.0-16", "10.0.0.0-8", "10.4.0.0-16", "10.3.0.0-16&fd00:3::-48", "10.4.0.0-16&fd00::-16"]
+    {
+        assert_eq!(candidates(&config, &leased(&[key])), free, "{key}");
+    }
+}
+
+#[test]
 fn the_last_subnet_is_leased_and_the_first_is_not() {
     let config = config(r#""Network": "10.3.0.0/28""#);
     let keys: Vec<String> = candidates(&config, &LeaseSet::default()).iter().map(Subnets::key).collect();
