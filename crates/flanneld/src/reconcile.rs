@@ -34,6 +34,8 @@ const NEXT_HOPS_FROM: usize = 500;
 const NEXT_HOPS_TO: usize = 400;
 /// More changed leases than this are left to a pass, which is cheaper then.
 const BULK: usize = 256;
+/// With so many leases a pass takes enough memory to be worth giving back after it.
+const MANY: usize = 1000;
 /// A peer that the kernel keeps refusing does not keep the node from becoming ready: after so many
 /// passes over the complete set of leases it is, and the failure is in the status.
 const PASSES_UNTIL_READY: u32 = 4;
@@ -186,6 +188,9 @@ impl<K: Kernel> Reconciler<K> {
             None => false,
             Some(intent) => self.pass_for(intent),
         };
+        if self.leases.len() >= MANY {
+            kernel::memory::give_back();
+        }
         self.schedule.passed(began, Instant::now(), failed, jitter());
     }
 

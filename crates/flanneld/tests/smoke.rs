@@ -5,6 +5,8 @@
 //!   a: eth0 192.0.2.1 ──────── eth0 192.0.2.2 :b
 //! ```
 
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
+
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};

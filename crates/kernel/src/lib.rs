@@ -23,6 +23,7 @@ pub mod fdb;
 pub mod iptables;
 pub mod link;
 mod linux;
+pub mod memory;
 pub mod monitor;
 pub mod neighbor;
 pub mod netlink;
