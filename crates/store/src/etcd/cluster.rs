@@ -245,7 +245,11 @@ impl Cluster {
             if let Some(source) = std::error::Error::source(&error) {
                 text = format!("{text}: {source}");
             }
-            StoreError::Options(format!("cannot set up TLS for {}: {text}", shown(uri)))
+            let remedy = match text.contains("no native certs") {
+                true => "; this system trusts no authority: give the cluster's with --etcd-cafile",
+                false => "",
+            };
+            StoreError::Options(format!("cannot set up TLS for {}: {text}{remedy}", shown(uri)))
         };
         let mut endpoint = Endpoint::from(uri.clone())
             .connect_timeout(CONNECT_DEADLINE)
