@@ -328,8 +328,6 @@ fn without_macs(text: &str) -> String {
 fn without_names(text: &str, sandbox: &Namespace) -> String {
     let text = without_macs(text).replace(&sandbox.path().display().to_string(), "SANDBOX");
     text.split_inclusive('"')
-        .map(|piece| {
-            if piece.starts_with("veth") { "VETH\"".to_owned() } else { piece.to_owned() }
-        })
+        .map(|piece| if piece.starts_with("veth") { "VETH\"".to_owned() } else { piece.to_owned() })
         .collect()
 }
