@@ -25,7 +25,7 @@ pub(crate) fn go_error(attempted: &str, path: &Path, error: &io::Error) -> Strin
 }
 
 /// Writes a file that only root reads so that it is seen complete or not at all, and returns it open:
-/// the caller syncs it while doing other work.
+/// whether it has to be on the disk, and when, is for the caller to say.
 pub(crate) fn replace(path: &Path, content: &str) -> io::Result<File> {
     // A file without a name leaves nothing behind if this process is killed. Not every file system has
     // them, and a name that is taken cannot be given to one.

@@ -10,12 +10,12 @@ mod state;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::PathBuf;
-use std::thread;
 
 use cni::delegate::CallError;
 use cni::error::code;
 use cni::{AddResult, Config, Error, Plugin, Request, Verb};
 use fabric::subnet_file::SubnetFile;
+use kernel::process;
 
 use self::delegation::Delegation;
 use self::state::States;
@@ -44,12 +44,9 @@ impl Plugin for Flannel {
         let delegation = Delegation::build(request, Some(&subnet_file))?;
         // Before the delegate does anything, so that DEL knows of everything that was begun.
         let states = settings.states(request);
-        let saved = states.save(&delegation.json)?;
+        sync_later(states.save(&delegation.json)?);
         let config = delegation.config()?;
-        let result = while_syncing(saved, || {
-            delegate::call(&delegation.plugin, Verb::Add, &request.environment, config)
-        })?;
-        match result {
+        match delegate::call(&delegation.plugin, Verb::Add, &request.environment, config) {
             Ok(result) => Ok(result.expect("ADD has a result")),
             Err(CallError::Reported(error)) => Err(error),
             Err(CallError::Failed(error)) => Err(error.context("failed to delegate add")),
@@ -127,19 +124,13 @@ enum Begun {
     Hardly,
 }
 
-/// Runs `work` while the disk takes what was written: the file has to survive a loss of power, but
-/// nobody has to wait for that doing nothing.
-fn while_syncing<T>(file: File, work: impl FnOnce() -> T) -> Result<T, Error> {
-    thread::scope(|scope| {
-        let syncing = scope.spawn(move || file.sync_all());
-        let done = work();
-        match syncing.join() {
-            Ok(Err(error)) if error.kind() != io::ErrorKind::Unsupported => {
-                Err(Error::internal(format!("failed to write the state file to disk: {error}")))
-            }
-            _ => Ok(done),
-        }
-    })
+/// Has the disk take what was written, without anybody waiting for it.
+///
+/// The file was complete before it had its name, so being killed cannot hurt it. A loss of power within
+/// the next milliseconds can lose it, but takes the pods along, and DEL finds its way without the file.
+fn sync_later(file: File) {
+    // Where no process can be started, the kernel writes it out by itself, some seconds later.
+    let _ = process::detach(|| file.sync_data().is_ok());
 }
 
 /// What the configuration says to `flannel` itself.

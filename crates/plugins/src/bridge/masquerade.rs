@@ -15,7 +15,8 @@ use fabric::firewall::{
 };
 use ipnet::IpNet;
 use kernel::nftables::Nftables;
-use kernel::{KernelError, command};
+use kernel::{KernelError, command, process};
+use rustix::pipe::PipeFlags;
 use sha2::{Digest as _, Sha512};
 
 use super::settings::{Backend, Settings};
@@ -45,7 +46,11 @@ pub(super) fn remove(request: &Request, traces: &[IptablesTrace], addresses: &[I
         |error: KernelError| Error::internal(format!("failed to tear down ip masquerading: {error}"));
     let own = instance(request.config.name(), &request.environment.ifname, &request.environment.container_id);
     let nftables = match Nftables::open() {
-        Ok(mut nft) => nft.remove_rules(&table_name(), &[CHAIN], |comment| comment.starts_with(&own)),
+        Ok(mut nft) => {
+            let removed = nft.remove_rules(&table_name(), &[CHAIN], |comment| comment.starts_with(&own));
+            close_later(nft);
+            removed
+        }
         // Then there are none.
         Err(_) => Ok(()),
     };
@@ -53,6 +58,20 @@ pub(super) fn remove(request: &Request, traces: &[IptablesTrace], addresses: &[I
         trace.remove(addresses).map_err(failed)?;
     }
     nftables.map_err(failed)
+}
+
+/// Leaves it to a process of its own to be the last that closes the socket: the kernel then waits until
+/// no packet can be in a deleted rule any more (an RCU grace period), which changes nothing for anybody.
+fn close_later(nft: Nftables) {
+    let Ok((read, write)) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC) else { return };
+    let mut write = Some(write);
+    let _ = process::detach(|| {
+        // The other process has a copy of the socket, and of the pipe's end that it must not hold open.
+        write = None;
+        // Ends when this process has closed its own.
+        rustix::io::read(&read, &mut [0]).is_ok()
+    });
+    drop(nft);
 }
 
 /// Takes away the rules of all attachments of this network that are not listed.
@@ -98,7 +117,17 @@ fn install_nftables(request: &Request, addresses: &[IpNet]) -> Result<(), Kernel
                 .comment(comment.clone())
         })
         .collect();
-    Nftables::open()?.replace_rules(&frame(), CHAIN, |comment| comment.starts_with(&own), &rules)
+    let mut nft = Nftables::open()?;
+    let mut frame = frame();
+    // Where it is right already it is not written again: after any deletion, closing the socket waits for
+    // an RCU grace period, which is most of what an ADD would take.
+    for chain in &mut frame.chains {
+        let present = nft.rules(&frame.name, &chain.name)?;
+        if present.iter().map(|placed| &placed.rule).eq(&chain.rules) {
+            chain.rules.clear();
+        }
+    }
+    nft.replace_rules(&frame, CHAIN, |comment| comment.starts_with(&own), &rules)
 }
 
 fn table_name() -> TableName {
@@ -276,7 +305,7 @@ mod tests {
     #[test]
     fn the_frame_reads_as_the_reference_plugin_writes_it() {
         let expected = "table inet cni_plugins_masquerade {\n\
-            \tcomment \"Masquerading for plugins from github.com/containernetworking/plugins\"\n\n\
+            \tcomment \"Masquerading for plugins from github.com/containernetworking/plugins\"\n\
             \tchain masq_checks {\n\
             \t\tcomment \"Masquerade traffic from certain IPs to any (non-multicast) IP outside their subnet\"\n\
             \t}\n\n\

@@ -48,7 +48,7 @@ impl States {
         self.data_dir.join(format!("{id}{SEPARATOR}{network}{SEPARATOR}{ifname}"))
     }
 
-    /// Writes the state, complete or not at all; the caller syncs the file.
+    /// Writes the state, complete or not at all; the caller sees to it that it gets to the disk.
     pub(super) fn save(&self, state: &str) -> Result<File, Error> {
         let make = DirBuilder::new().recursive(true).mode(0o700).create(&self.data_dir);
         make.map_err(|error| Error::internal(go_error("mkdir", &self.data_dir, &error)))?;
