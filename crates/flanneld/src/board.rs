@@ -20,6 +20,9 @@ const FAILURES: usize = 20;
 /// How long the writer gathers changes.
 const GATHER: Duration = Duration::from_millis(50);
 
+/// After how long a status that could not be written is tried again.
+const WRITE_AGAIN: Duration = Duration::from_secs(1);
+
 /// A step on the way to readiness.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
@@ -170,8 +173,11 @@ impl Board {
                 Err(_) => {}
             }
             tokio::time::sleep(GATHER.max(began.elapsed() * 20)).await;
-            // The sender lives in `self`.
-            let _ = changes.changed().await;
+            tokio::select! {
+                // The sender lives in `self`.
+                _ = changes.changed() => {}
+                () = tokio::time::sleep(WRITE_AGAIN), if failed => {}
+            }
         }
     }
 

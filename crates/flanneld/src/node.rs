@@ -29,6 +29,8 @@ use crate::vtep_mac;
 
 /// How long a store may keep us from starting when there is a snapshot to start from.
 const PATIENCE: Duration = Duration::from_millis(1500);
+/// After how long a snapshot that could not be written is tried again.
+const WRITE_AGAIN: Duration = Duration::from_secs(5);
 /// How long the last run's lease is looked for in the store, for its Ethernet address.
 const LOOKING_BACK: Duration = Duration::from_secs(2);
 
@@ -407,6 +409,7 @@ async fn keep_snapshot(
         tokio::select! {
             changed = leases.changed() => if changed.is_err() { return std::future::pending().await },
             changed = own.changed() => if changed.is_err() { return std::future::pending().await },
+            () = tokio::time::sleep(WRITE_AGAIN), if failed => {},
         }
     }
 }

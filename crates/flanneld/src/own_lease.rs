@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::path::Path;
+use std::time::Duration;
 
 use fabric::config::NetworkConfig;
 use fabric::host::ExternalInterface;
@@ -14,6 +15,9 @@ use tokio::sync::watch;
 use crate::board::{Board, Step};
 use crate::retry::Retry;
 use crate::whole_file;
+
+/// After how long the subnet file is looked at though nothing changed: somebody may have removed it.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// This node's lease and how it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,6 +151,7 @@ pub async fn keep_subnet_file(
         tokio::select! {
             changed = own.changed() => if changed.is_err() { return std::future::pending().await },
             changed = external.changed() => if changed.is_err() { return std::future::pending().await },
+            () = tokio::time::sleep(LOOK_AGAIN) => {}
         }
     }
 }
