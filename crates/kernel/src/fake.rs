@@ -233,10 +233,7 @@ impl Machine {
             }
             Change::RemoveAddress(name, net) => {
                 self.link(*name)?;
-                if self.state.addresses.remove(&(*name, *net)) {
-                    let route = connected(*name, *net);
-                    self.state.routes.retain(|found| Some(*found) != route);
-                }
+                self.remove_address(*name, *net);
             }
             Change::SetNeighbor(name, ip, mac) => {
                 self.link(*name)?;
@@ -258,7 +255,10 @@ impl Machine {
                 if let Some(link) = route.link() {
                     self.link(link)?;
                 }
-                self.state.routes.remove(route);
+                let first = self.state.routes.iter().find(|found| is_removed_by(found, route)).copied();
+                if let Some(first) = first {
+                    self.state.routes.remove(&first);
+                }
             }
             Change::SetTable(table) => {
                 self.state.tables.insert(table.name.clone(), table.clone());
@@ -408,6 +408,22 @@ impl Machine {
         }
     }
 
+    fn remove_address(&mut self, name: LinkName, net: IpNet) {
+        if !self.state.addresses.remove(&(name, net)) {
+            return;
+        }
+        let route = connected(name, net);
+        self.state.routes.retain(|found| Some(*found) != route);
+        let is_ipv4_left =
+            self.state.addresses.iter().any(|(link, net)| *link == name && net.addr().is_ipv4());
+        if net.addr().is_ipv4() && !is_ipv4_left {
+            // With its last address a device loses IPv4 altogether (`fib_disable_ip`).
+            let stays = |route: &Route| route.link() != Some(name) || route.destination.addr().is_ipv6();
+            self.state.routes.retain(stays);
+            self.state.neighbors.retain(|(link, ip), _| *link != name || ip.is_ipv6());
+        }
+    }
+
     fn set_fdb(&mut self, name: LinkName, mac: Mac, to: IpAddr) -> Result<(), Refusal> {
         if self.vxlan_family(name)? != to.is_ipv4() {
             return Err(refused(Errno::AFNOSUPPORT));
@@ -498,7 +514,18 @@ impl Machine {
         // Of the routes to the gateway only those count that need no gateway themselves.
         let direct = Target::Device(next_hop.link);
         let is_direct = self.towards(next_hop.gateway).any(|route| route.target == direct);
-        if is_direct { Ok(()) } else { Err(refused(Errno::NETUNREACH)) }
+        // Or else an address of the device itself, which outlives the device's being up.
+        let is_own = self
+            .state
+            .addresses
+            .iter()
+            .any(|(link, net)| *link == next_hop.link && net.addr() == next_hop.gateway);
+        match (is_direct, is_own) {
+            (true, _) => Ok(()),
+            (false, true) if self.is_up(next_hop.link) => Ok(()),
+            (false, true) => Err(refused(Errno::NETDOWN)),
+            (false, false) => Err(refused(Errno::NETUNREACH)),
+        }
     }
 
     /// `ip6_validate_gw`, `ip6_route_check_nh_onlink`, `ip6_route_check_nh`
@@ -541,6 +568,25 @@ impl Machine {
             _ => route.link(),
         }
     }
+}
+
+/// Whether asking to remove `asked` removes `found`: the kernel compares what is named only
+/// (`fib_nh_match`, `ip6_route_del`), and IPv6 not even the type.
+fn is_removed_by(found: &Route, asked: &Route) -> bool {
+    let key = |route: &Route| (route.destination, route.metric, route.protocol);
+    let is_ipv6 = asked.destination.addr().is_ipv6();
+    key(found) == key(asked)
+        && match (asked.target, found.target) {
+            (Target::Device(link), Target::Via(next_hop)) => link == next_hop.link,
+            (Target::Via(asked), Target::Via(found)) => {
+                (asked.gateway, asked.link) == (found.gateway, found.link)
+            }
+            (Target::NextHopObject(asked), Target::NextHopObject(found)) => asked == found,
+            (Target::NextHopObject(_), _) => false,
+            (_, Target::NextHopObject(_)) => is_ipv6,
+            (Target::Blackhole, _) if is_ipv6 => true,
+            (asked, found) => asked == found,
+        }
 }
 
 /// The route that comes with an address on a device that is up.

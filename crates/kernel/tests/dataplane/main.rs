@@ -2,7 +2,12 @@
 //!
 //! Each test has a network namespace of its own, which goes away with the test's thread.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout, reason = "a test says why by failing")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a test says why by failing"
+)]
 
 mod fake;
 mod links;

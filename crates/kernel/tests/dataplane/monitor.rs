@@ -3,12 +3,12 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use kernel::link;
+use kernel::link::{self, Operational};
 use kernel::monitor::{Drained, Monitor};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::namespace;
-use crate::underlay::{Way, add_peer, converge, name, open, tunnels};
+use crate::underlay::{Way, add_peer, converge, name, open, settled, tunnels};
 
 /// Gathers what is heard until it is `enough`, or fails after two seconds.
 fn heard(monitor: &mut Monitor, what: &str, enough: impl Fn(&Drained) -> bool) {
@@ -71,8 +71,9 @@ fn pods_that_come_and_go_are_not_heard() {
     if !namespace::enter(&["ip"]) {
         return;
     }
-    let linux = open();
+    let mut linux = open();
     namespace::run("ip link add cni0 type bridge && ip link set cni0 up && ip addr add 10.1.0.1/24 dev cni0");
+    settled(&mut linux, "cni0", Operational::NotUp(2));
     let mut monitor = Monitor::open().unwrap();
     monitor.watch([name("eth0")]);
     namespace::run(
@@ -82,7 +83,6 @@ fn pods_that_come_and_go_are_not_heard() {
     );
     let drained = monitor.drain();
     assert!(!drained.is_anything(), "{drained:?}");
-    drop(linux);
 }
 
 #[test]

@@ -2,13 +2,14 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 use fabric::dataplane::{Change, Dataplane, Link, LinkKind, NextHop, Observed, Prune, Route, Target, Vxlan};
 use fabric::link_name::LinkName;
 use fabric::mac::Mac;
 use fabric::ownership::{Ownership, ROUTE_PROTOCOL};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use kernel::link::{self, Veth};
+use kernel::link::{self, Operational, Veth};
 use kernel::netlink::Socket;
 use kernel::{Kernel, Linux, Scope, address, netns, sysctl};
 use proptest::prelude::ProptestConfig;
@@ -35,7 +36,21 @@ pub(crate) fn open() -> Linux {
     let eth0 = create_device(socket, "eth0");
     address::add(socket, eth0, net("192.168.0.1/16")).unwrap();
     address::add(socket, eth0, net("fd00::1/64")).unwrap();
+    settled(&mut linux, "eth0", Operational::Up);
     linux
+}
+
+/// Waits until the kernel has found out what state a device is in: it tells of it some time later.
+pub(crate) fn settled(linux: &mut Linux, device: &str, state: Operational) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        let found = link::by_name(linux.socket(), name(device)).unwrap().unwrap().operational;
+        if found == state {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{device} is {found:?}, want {state:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Makes a device that is up: one end of a veth pair, the other end of which is called `x-…`.
