@@ -9,8 +9,7 @@ TARGET  := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 RELEASE := target/$(TARGET)/release
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 DIST    := flannel-rs-$(VERSION)-$(TARGET)
-# What needs the real kernel: run as root, by sudo, or in a user namespace (see .ci/as-root).
-LAB     := kernel lab flannel-rs-tests
+# How tests of the real kernel are run: as root, by sudo, or in a user namespace (see .ci/as-root).
 AS_ROOT := --config 'target."cfg(unix)".runner = "$(CURDIR)/.ci/as-root"'
 
 .PHONY: help setup build demo test test-unit test-lab check bench release install clean
@@ -30,11 +29,11 @@ demo: build ## Watch three nodes form one pod network, break, and heal
 test: test-unit test-lab ## Run all tests
 
 test-unit: ## Run the tests that need nothing
-	$(CARGO) test --workspace $(LAB:%=--exclude %)
+	$(CARGO) test --workspace --lib --bins
 
 test-lab: setup ## Run the tests that need the real kernel: network namespaces, etcd
 	$(CARGO) build --workspace --bins
-	$(CARGO) $(AS_ROOT) test --no-fail-fast $(LAB:%=-p %)
+	$(CARGO) $(AS_ROOT) test --workspace --no-fail-fast --test '*'
 
 check: ## Check formatting, lints and documentation
 	$(CARGO) fmt --all --check

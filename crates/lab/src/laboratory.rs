@@ -312,6 +312,3 @@ const ETCD_PORT: u16 = 2379;
 fn endpoint(topology: &Topology) -> String {
     format!("http://{}", std::net::SocketAddr::new(topology.switch_address(), ETCD_PORT))
 }
-
-#[cfg(test)]
-mod tests;

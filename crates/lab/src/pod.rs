@@ -4,7 +4,7 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
@@ -21,6 +21,8 @@ pub struct Pod<'lab> {
     node: &'lab Node,
     namespace: Namespace,
     addresses: Vec<IpNet>,
+    /// How long ADD took; none for a pod that was attached by an earlier process.
+    took: Option<Duration>,
 }
 
 /// What a container runtime asks of a plugin.
@@ -86,9 +88,11 @@ impl Node {
     pub fn attach(&self, pod: &str) -> Result<Pod<'_>> {
         let namespace = Namespace::create(&self.pod_namespace(pod))?;
         let what = || format!("attaching pod {pod} on {}", self.name());
+        let began = Instant::now();
         let output = self.cni("flannel", "ADD", pod, &self.cni_config()).with_context(what)?;
+        let took = Some(began.elapsed());
         match succeeded(&output).and_then(|result| reported_addresses(&result)).with_context(what) {
-            Ok(addresses) => Ok(Pod { name: pod.to_owned(), node: self, namespace, addresses }),
+            Ok(addresses) => Ok(Pod { name: pod.to_owned(), node: self, namespace, addresses, took }),
             Err(error) => {
                 namespace.destroy()?;
                 Err(error)
@@ -100,7 +104,7 @@ impl Node {
     pub(crate) fn attached(&self, pod: &str) -> Result<Pod<'_>> {
         let namespace = Namespace::existing(&self.pod_namespace(pod))?;
         let addresses = crate::wiring::addresses(&namespace, "eth0")?;
-        Ok(Pod { name: pod.to_owned(), node: self, namespace, addresses })
+        Ok(Pod { name: pod.to_owned(), node: self, namespace, addresses, took: None })
     }
 
     /// The pods that are attached, by name.
@@ -130,6 +134,12 @@ impl Pod<'_> {
     /// Its addresses, as the plugin reported them.
     pub fn addresses(&self) -> &[IpNet] {
         &self.addresses
+    }
+
+    /// How long the plugin took to attach it, from start to end of its process; none for a pod that an
+    /// earlier process attached.
+    pub fn took(&self) -> Option<Duration> {
+        self.took
     }
 
     /// Its IPv4 address.

@@ -3,24 +3,31 @@
 use std::fs;
 use std::time::Duration;
 
-use crate::{Binaries, Families, Lab, Ping, Topology, permitted, wait_for};
+use lab::{Binaries, Families, Lab, Ping, Topology, permitted, wait_for};
 
 /// A lab whose daemon does nothing; none where namespaces may not be made.
+#[expect(clippy::print_stderr, reason = "only what the macros print is shown beside the test")]
 fn lab(topology: Topology) -> Option<Lab> {
     if let Err(reason) = permitted() {
         assert!(std::env::var_os("CI").is_none(), "in CI nothing may be skipped: {reason:#}");
         eprintln!("skipped: {reason:#}");
         return None;
     }
-    let idle = Binaries { flanneld: "/bin/cat".into(), flannel_cni: "/bin/false".into() };
-    Some(Lab::up_with(None, topology, &idle).unwrap())
+    Some(Lab::up_with(None, topology, &idle()).expect("a lab can be built"))
 }
 
+/// Programs that are there and are no daemon.
+fn idle() -> Binaries {
+    Binaries { flanneld: "/bin/cat".into(), flannel_cni: "/bin/false".into() }
+}
+
+/// What there still is of a lab.
 fn left_of(name: &str) -> Vec<String> {
-    let namespaces = fs::read_dir("/run/netns").unwrap().map(|entry| entry.unwrap().file_name());
-    let mut left: Vec<String> = namespaces.map(|file| file.into_string().unwrap()).collect();
+    let namespaces = fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    let mut left: Vec<String> =
+        namespaces.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     left.retain(|file| file.starts_with(&format!("flab-{name}-")));
-    if fs::exists(format!("/run/flab/{name}")).unwrap() {
+    if fs::metadata(format!("/run/flab/{name}")).is_ok() {
         left.push("its directory".to_owned());
     }
     left
@@ -84,15 +91,14 @@ fn a_lab_leaves_neither_processes_nor_namespaces_nor_files() {
 fn a_lab_that_stays_is_found_again_with_its_processes() {
     let Some(lab) = lab(Topology::vxlan(2)) else { return };
     let name = format!("stays{}", std::process::id() % 100_000);
-    let idle = Binaries { flanneld: "/bin/cat".into(), flannel_cni: "/bin/false".into() };
-    let kept = Lab::up_with(Some(&name), lab.topology().clone(), &idle).unwrap();
+    let kept = Lab::up_with(Some(&name), lab.topology().clone(), &idle()).unwrap();
     kept.node(2).start_command(&["sleep".to_owned(), "1000".to_owned()]).unwrap();
     let pid = kept.node(2).pid();
     kept.stay().unwrap();
 
     let found = Lab::open(&name).unwrap();
     assert_eq!((found.node(1).pid(), found.node(2).pid()), (None, pid));
-    assert!(Lab::up_with(Some(&name), lab.topology().clone(), &idle).is_err(), "two labs of one name");
+    assert!(Lab::up_with(Some(&name), lab.topology().clone(), &idle()).is_err(), "two labs of one name");
     found.down().unwrap();
     assert_eq!(left_of(&name), [""; 0]);
     assert!(format!("{:#}", Lab::open(&name).unwrap_err()).contains("lab up"));
