@@ -195,6 +195,9 @@ fn repairs(status: &Status, out: &mut Output) -> Result<()> {
 }
 
 fn wrong(status: &Status, out: &mut Output) -> Result<()> {
+    if !status.skipped.is_empty() {
+        out.line("")?;
+    }
     for skipped in &status.skipped {
         out.line(format!(
             "{} the record {:?} is left out: {}",

@@ -17,9 +17,11 @@ pub(super) fn run(topology: Topology, out: &mut Output) -> Result<()> {
     let began = Instant::now();
     let lab = Lab::up(None, topology)?;
     let name = lab.name().to_owned();
-    tell(&lab, out).inspect_err(|_| {
-        // What the nodes said is about to be taken down with them.
-        crate::output::complain(&lab.dump());
+    tell(&lab, out).inspect_err(|error| {
+        if !crate::is_closed_pipe(error) {
+            // What the nodes said is about to be taken down with them.
+            crate::output::complain(&lab.dump());
+        }
     })?;
     lab.down()?;
     leaves_nothing(&name)?;
