@@ -92,7 +92,8 @@ fn remedy(cause: &str, is_tls: bool) -> Option<&'static str> {
         }
         // With TLS 1.3 a server that misses a certificate says so after the handshake, and hangs up.
         () if is_cut_off && is_tls => {
-            "if etcd wants a client certificate, give one that it trusts: --etcd-certfile and --etcd-keyfile"
+            "either it wants a client certificate that it trusts (give --etcd-certfile and --etcd-keyfile), or it \
+             does not speak TLS on this port (use http://)"
         }
         () if is_cut_off => "if etcd speaks TLS on this port, use https://",
         () if says("no address for") => "check the name, /etc/hosts and /etc/resolv.conf",
