@@ -10,7 +10,6 @@
 //! What is superfluous is removed only once the first complete set of leases has come from the store:
 //! a set remembered from the last run, or none yet, says nothing about who has left.
 
-use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
@@ -36,6 +35,8 @@ const NEXT_HOPS_TO: usize = 400;
 const BULK: usize = 256;
 /// With so many leases a pass takes enough memory to be worth giving back after it.
 const MANY: usize = 1000;
+/// With more changes refused than this, something fundamental is wrong, and they are not told apart.
+const REFUSALS: usize = 100;
 /// A peer that the kernel keeps refusing does not keep the node from becoming ready: after so many
 /// passes over the complete set of leases it is, and the failure is in the status.
 const PASSES_UNTIL_READY: u32 = 4;
@@ -75,9 +76,11 @@ pub struct Reconciler<K> {
     known: Known,
     /// What the last pass made of the intent; none until one succeeded for the node's own objects.
     made: Option<Intent>,
-    /// Whether leases or intent changed since the last pass without failures, so that differences
-    /// found by the next one may be of our own making.
+    /// Whether leases or intent changed since the last pass, so that differences found by the next one
+    /// are of our own making.
     unsettled: bool,
+    /// What the kernel refused in the last pass; the next will want it again.
+    refused: Vec<Change>,
     passes_with_peers: u32,
 }
 
@@ -116,6 +119,7 @@ impl<K: Kernel> Reconciler<K> {
             leases: remembered.unwrap_or_default(),
             made: None,
             unsettled: true,
+            refused: Vec::new(),
             passes_with_peers: 0,
         }
     }
@@ -155,12 +159,12 @@ impl<K: Kernel> Reconciler<K> {
         let Some(next) = self.inputs.leases.borrow_and_update().clone() else { return };
         let now = Instant::now();
         self.unsettled = true;
-        let (before, after) = self.leases.differences(&next);
         let last = std::mem::replace(&mut self.leases, next);
         let Some(intent) = self.made.as_ref().filter(|_| self.known == Known::Complete) else {
             self.known = Known::Complete;
             return self.schedule.at_once(now);
         };
+        let (before, after) = last.differences(&self.leases);
         if before.len() + after.len() > BULK {
             return self.schedule.at_once(now);
         }
@@ -188,10 +192,14 @@ impl<K: Kernel> Reconciler<K> {
             None => false,
             Some(intent) => self.pass_for(intent),
         };
+        self.give_back_memory();
+        self.schedule.passed(began, Instant::now(), failed, jitter());
+    }
+
+    fn give_back_memory(&self) {
         if self.leases.len() >= MANY {
             kernel::memory::give_back();
         }
-        self.schedule.passed(began, Instant::now(), failed, jitter());
     }
 
     /// One pass; says whether anything failed.
@@ -214,6 +222,10 @@ impl<K: Kernel> Reconciler<K> {
         };
         intent.host.underlay = UnderlayRoute::all_of(&observed, &ownership);
         intent.host.route_style = self.route_style();
+        if self.unsettled {
+            // What it took to read the leases is free by now, and would add to what the plan takes.
+            self.give_back_memory();
+        }
         let plan = intent.plan(&self.leases);
         let prune = if self.known == Known::Complete { Prune::Yes } else { Prune::NotYet };
         let changes = dataplane::changes(&plan.dataplane, &observed, &ownership, prune);
@@ -234,8 +246,10 @@ impl<K: Kernel> Reconciler<K> {
             }
         }
         self.made = node_stands.then_some(intent);
-        self.unsettled = !failures.is_empty();
-        !failures.is_empty()
+        let failed = !failures.is_empty();
+        self.unsettled = false;
+        self.refused = failures.into_iter().map(|failure| failure.change).collect();
+        failed
     }
 
     fn route_style(&self) -> RouteStyle {
@@ -250,36 +264,38 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Logs what is about to be done. Where nothing else has changed, it is a repair.
     fn note_changes(&self, changes: &[Change]) {
-        if changes.is_empty() {
-            return;
-        }
         changes.iter().for_each(|change| tracing::debug!("{change}"));
         if self.unsettled {
-            let leases = self.leases.len();
-            return tracing::info!(changes = changes.len(), leases, "bringing the kernel up to date");
+            if !changes.is_empty() {
+                let leases = self.leases.len();
+                tracing::info!(changes = changes.len(), leases, "bringing the kernel up to date");
+            }
+            return;
         }
-        let repairs = repair::repairs(changes, board::now());
+        if self.refused.len() > REFUSALS {
+            return;
+        }
+        let new: Vec<_> = changes.iter().filter(|change| !self.refused.contains(change)).collect();
+        let repairs = repair::repairs(&new, board::now());
         for repair in &repairs {
             tracing::warn!(why = repair.why, more = repair.more, "put right: {}", repair.change);
         }
         self.board.repaired(repairs);
     }
 
+    /// Says what the kernel refused: in the log what is new, in the status all.
     fn note_failures(&self, failures: &[Failure]) {
-        let said: VecDeque<_> = failures
-            .iter()
-            .map(|Failure { change, error, .. }| {
-                (format!("`{}`: {error}", first_line(change)), repair::remedy(Some(change), error).to_owned())
-            })
-            .take(20)
-            .collect();
-        for (what, _) in said.iter().take(3) {
-            tracing::warn!("{what}");
+        let words = |Failure { change, error, .. }: &Failure| format!("`{}`: {error}", first_line(change));
+        let news = failures.iter().take(REFUSALS).filter(|failure| !self.refused.contains(&failure.change));
+        for failure in news.take(3) {
+            tracing::warn!("{}", words(failure));
         }
-        if failures.len() > 3 {
-            tracing::warn!("and {} more changes failed", failures.len() - 3);
+        if failures.len() > 3 && failures.len() != self.refused.len() {
+            tracing::warn!("{} changes failed in all; they are tried again", failures.len());
         }
-        self.board.failing("kernel", said);
+        let remedy = |failure: &Failure| repair::remedy(Some(&failure.change), &failure.error).to_owned();
+        self.board
+            .failing("kernel", failures.iter().take(20).map(|failure| (words(failure), remedy(failure))));
     }
 
     /// Says in the status how each peer is reached.

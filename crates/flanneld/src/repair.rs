@@ -10,13 +10,13 @@ use rustix::io::Errno;
 use crate::reconcile::first_line;
 
 /// What was put right, one entry for each kind of change.
-pub fn repairs(changes: &[Change], at: UnixSeconds) -> Vec<Repair> {
+pub fn repairs(changes: &[&Change], at: UnixSeconds) -> Vec<Repair> {
     let mut kinds: BTreeMap<usize, Repair> = BTreeMap::new();
     let remade: Vec<_> = changes
         .iter()
-        .filter_map(|change| if let Change::DeleteLink(name) = change { Some(*name) } else { None })
+        .filter_map(|change| if let Change::DeleteLink(name) = *change { Some(*name) } else { None })
         .collect();
-    for change in changes {
+    for &change in changes {
         let (kind, why) = match change {
             Change::SetSysctl(..) => (0, "it had another value"),
             Change::DeleteLink(_) => (1, "the device had other parameters"),
@@ -96,7 +96,8 @@ mod tests {
     fn a_deleted_device_is_one_line_for_each_kind_of_loss() {
         let link = "flannel.1".parse().unwrap();
         let neighbor = |ip: &str| Change::SetNeighbor(link, ip.parse().unwrap(), fabric::Mac([2; 6]));
-        let repairs = repairs(&[Change::SetUp(link), neighbor("10.5.1.0"), neighbor("10.5.2.0")], 7);
+        let changes = [Change::SetUp(link), neighbor("10.5.1.0"), neighbor("10.5.2.0")];
+        let repairs = repairs(&changes.iter().collect::<Vec<_>>(), 7);
         let said: Vec<_> = repairs.iter().map(|repair| (repair.change.as_str(), repair.more)).collect();
         assert_eq!(
             said,

@@ -326,6 +326,10 @@ async fn a_refused_change_keeps_no_other_from_being_made_and_is_tried_again() {
         bench.is_done(Step::Peers),
         "one peer that the kernel goes on refusing does not hold the node back"
     );
+    bench.disturb(|kernel| kernel.interfere(|state| state.tables.clear()));
+    pass_time(Duration::from_secs(1)).await;
+    let repairs: Vec<_> = bench.status().repairs.into_iter().map(|repair| repair.change).collect();
+    assert_eq!(repairs, ["nft replace table ip flannel-ipv4"], "a refusal is no repair, and hides none");
     bench.kernel.heal();
     pass_time(INTERVAL * 2).await;
     assert_eq!(bench.routed().len(), 2);
