@@ -45,15 +45,32 @@ impl Server {
     }
 
     pub(crate) fn start_in(dir: TempDir, extra: &[&str], tls: bool) -> Server {
-        let (port, peer_port) = ports();
         let extra = extra.iter().map(|&text| text.to_owned()).collect();
-        let mut server = Server { dir, process: None, port, peer_port, extra, tls };
-        server.run();
-        server
+        let mut server = Server { dir, process: None, port: 0, peer_port: 0, extra, tls };
+        // Between our look and its bind somebody else may have taken a port.
+        for _ in 0..5 {
+            (server.port, server.peer_port) = ports();
+            if server.try_run() {
+                return server;
+            }
+            let _ = std::fs::remove_dir_all(server.path("data"));
+        }
+        panic!("etcd does not start: {}", server.log());
     }
 
     /// Starts the process again, on the same data and ports.
     pub(crate) fn run(&mut self) {
+        for _ in 0..50 {
+            if self.try_run() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        panic!("etcd does not start again: {}", self.log());
+    }
+
+    /// Whether it listens in the end.
+    fn try_run(&mut self) -> bool {
         let log = std::fs::File::create(self.path("log")).unwrap();
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
         let process = command("etcd")
@@ -67,13 +84,23 @@ impl Server {
             .stderr(log)
             .spawn()
             .unwrap();
-        self.process = Some(process);
+        let process = self.process.insert(process);
         let deadline = Instant::now() + Duration::from_secs(20);
-        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            let log = || std::fs::read_to_string(self.path("log")).unwrap_or_default();
-            assert!(Instant::now() < deadline, "etcd does not listen: {}", log());
+        while Instant::now() < deadline {
+            if process.try_wait().unwrap().is_some() {
+                return false;
+            }
+            if std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
+                return true;
+            }
             std::thread::sleep(Duration::from_millis(20));
         }
+        self.kill();
+        false
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
     pub(crate) fn kill(&mut self) {
