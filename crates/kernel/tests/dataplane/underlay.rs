@@ -41,7 +41,7 @@ pub(crate) fn open() -> Linux {
 }
 
 /// Waits until the kernel has found out what state a device is in: it tells of it some time later.
-pub(crate) fn settled(linux: &mut Linux, device: &str, state: Operational) {
+fn settled(linux: &mut Linux, device: &str, state: Operational) {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
         let found = link::by_name(linux.socket(), name(device)).unwrap().unwrap().operational;
