@@ -10,8 +10,10 @@
 //! (`netlink_rcv_skb`, `netlink_ack`, `netlink_dump`), `net/netfilter/nfnetlink.c`
 //! (`nfnetlink_rcv_batch`). Nothing here trusts a length in an answer.
 
+mod decode;
+mod encode;
+
 use std::fmt;
-use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -19,6 +21,10 @@ use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+
+pub(crate) use decode::messages;
+pub use decode::{attributes, read_be32, read_i32, read_ip, read_text, read_u8, read_u16, read_u32};
+pub use encode::{Batch, Encoder};
 
 /// `NLM_F_REQUEST`, on everything that goes to the kernel.
 pub const REQUEST: u16 = 0x1;
@@ -36,14 +42,9 @@ pub const CREATE: u16 = 0x400;
 pub const APPEND: u16 = 0x800;
 
 const MULTIPART_INTERRUPTED: u16 = 0x10; // NLM_F_DUMP_INTR
-const ACK_HAS_ATTRIBUTES: u16 = 0x200; // NLM_F_ACK_TLVS
-const HEADER_LEN: usize = 16; // struct nlmsghdr
 const MESSAGE_ERROR: u16 = 2; // NLMSG_ERROR
 const MESSAGE_DONE: u16 = 3; // NLMSG_DONE
 const MESSAGE_OVERRUN: u16 = 4; // NLMSG_OVERRUN
-const NESTED: u16 = 0x8000; // NLA_F_NESTED
-const ATTRIBUTE_TYPE: u16 = 0x3fff; // NLA_TYPE_MASK
-const ERROR_TEXT: u16 = 1; // NLMSGERR_ATTR_MSG
 
 const NFNL_BATCH_BEGIN: u16 = 0x10;
 const NFNL_BATCH_END: u16 = 0x11;
@@ -509,302 +510,6 @@ fn set_option(
         Ok(())
     } else {
         Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL))
-    }
-}
-
-/// Messages to be sent together, one after the other in one buffer.
-#[derive(Debug, Clone, Default)]
-pub struct Batch {
-    encoder: Encoder,
-    starts: Vec<usize>,
-}
-
-impl Batch {
-    /// Adds a message; `body` writes the family's header and the attributes. `NLM_F_REQUEST` is
-    /// set by itself; sequence numbers are given when the batch is sent.
-    pub fn push(&mut self, kind: u16, flags: u16, body: impl FnOnce(&mut Encoder)) {
-        let start = self.encoder.bytes.len();
-        self.starts.push(start);
-        self.encoder.put(&[0; 4]);
-        self.encoder.put(&kind.to_ne_bytes());
-        self.encoder.put(&(flags | REQUEST).to_ne_bytes());
-        self.encoder.put(&[0; 8]);
-        body(&mut self.encoder);
-        let length = (self.encoder.bytes.len() - start) as u32;
-        self.encoder.bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
-        self.encoder.align();
-    }
-
-    /// Adds copies of all messages of another batch.
-    pub fn append(&mut self, other: &Batch) {
-        let offset = self.encoder.bytes.len();
-        self.starts.extend(other.starts.iter().map(|start| start + offset));
-        self.encoder.bytes.extend_from_slice(&other.encoder.bytes);
-        self.encoder.too_long |= other.encoder.too_long;
-    }
-
-    /// How many messages there are.
-    pub fn len(&self) -> usize {
-        self.starts.len()
-    }
-
-    /// Whether there is no message.
-    pub fn is_empty(&self) -> bool {
-        self.starts.is_empty()
-    }
-
-    /// Takes all messages out, keeping the memory.
-    pub fn clear(&mut self) {
-        self.starts.clear();
-        self.encoder.bytes.clear();
-        self.encoder.too_long = false;
-    }
-
-    /// The messages as they go to the kernel.
-    pub fn bytes(&self) -> &[u8] {
-        &self.encoder.bytes
-    }
-
-    fn check(&self) -> Result<(), NetlinkError> {
-        if self.encoder.too_long {
-            return Err(NetlinkError::TooLong("an attribute has more than 65,535 bytes"));
-        }
-        Ok(())
-    }
-
-    fn range(&self, first: usize, end: usize) -> &[u8] {
-        let to = self.starts.get(end).copied().unwrap_or(self.encoder.bytes.len());
-        &self.encoder.bytes[self.starts[first]..to]
-    }
-
-    /// Where a chunk that begins with message `first` ends: at least one message further.
-    fn chunk_end(&self, first: usize, messages: usize, bytes: usize) -> usize {
-        let most = (first + messages).min(self.len());
-        (first + 1..=most).rev().find(|end| self.range(first, *end).len() <= bytes).unwrap_or(first + 1)
-    }
-
-    fn set_sequence(&mut self, at: usize, sequence: u32) {
-        let field = self.starts[at] + 8;
-        self.encoder.bytes[field..field + 4].copy_from_slice(&sequence.to_ne_bytes());
-    }
-
-    fn add_flags(&mut self, at: usize, flags: u16) {
-        let field = self.starts[at] + 6;
-        let old = u16::from_ne_bytes([self.encoder.bytes[field], self.encoder.bytes[field + 1]]);
-        self.encoder.bytes[field..field + 2].copy_from_slice(&(old | flags).to_ne_bytes());
-    }
-}
-
-/// Writes headers and attributes, each aligned to four bytes.
-#[derive(Debug, Clone, Default)]
-pub struct Encoder {
-    bytes: Vec<u8>,
-    too_long: bool,
-}
-
-impl Encoder {
-    /// Bytes as they are: a family's header.
-    pub fn put(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
-    }
-
-    /// An attribute of these bytes.
-    pub fn attribute(&mut self, kind: u16, value: &[u8]) {
-        let start = self.open(kind);
-        self.put(value);
-        self.close(start);
-    }
-
-    /// An attribute without value.
-    pub fn flag(&mut self, kind: u16) {
-        self.attribute(kind, &[]);
-    }
-
-    /// An attribute of one byte.
-    pub fn u8(&mut self, kind: u16, value: u8) {
-        self.attribute(kind, &[value]);
-    }
-
-    /// An attribute of two bytes in the machine's order.
-    pub fn u16(&mut self, kind: u16, value: u16) {
-        self.attribute(kind, &value.to_ne_bytes());
-    }
-
-    /// An attribute of four bytes in the machine's order.
-    pub fn u32(&mut self, kind: u16, value: u32) {
-        self.attribute(kind, &value.to_ne_bytes());
-    }
-
-    /// An attribute of two bytes in network order.
-    pub fn be16(&mut self, kind: u16, value: u16) {
-        self.attribute(kind, &value.to_be_bytes());
-    }
-
-    /// An attribute of four bytes in network order, as nftables wants its numbers.
-    pub fn be32(&mut self, kind: u16, value: u32) {
-        self.attribute(kind, &value.to_be_bytes());
-    }
-
-    /// An attribute of eight bytes in network order.
-    pub fn be64(&mut self, kind: u16, value: u64) {
-        self.attribute(kind, &value.to_be_bytes());
-    }
-
-    /// An attribute of a text with its terminating zero.
-    pub fn text(&mut self, kind: u16, value: &str) {
-        let start = self.open(kind);
-        self.put(value.as_bytes());
-        self.put(&[0]);
-        self.close(start);
-    }
-
-    /// An attribute of an IP address in network order.
-    pub fn ip(&mut self, kind: u16, ip: IpAddr) {
-        match ip {
-            IpAddr::V4(ip) => self.attribute(kind, &ip.octets()),
-            IpAddr::V6(ip) => self.attribute(kind, &ip.octets()),
-        }
-    }
-
-    /// An attribute that holds attributes, with the flag that says so.
-    pub fn nest(&mut self, kind: u16, body: impl FnOnce(&mut Encoder)) {
-        self.nest_plain(kind | NESTED, body);
-    }
-
-    /// An attribute that holds attributes, without the flag: for the older parts of rtnetlink that
-    /// were made before it and compare the whole type.
-    pub fn nest_plain(&mut self, kind: u16, body: impl FnOnce(&mut Encoder)) {
-        let start = self.open(kind);
-        body(self);
-        self.close(start);
-    }
-
-    /// The bytes written so far.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    fn open(&mut self, kind: u16) -> usize {
-        let start = self.bytes.len();
-        self.put(&[0; 2]);
-        self.put(&kind.to_ne_bytes());
-        start
-    }
-
-    fn close(&mut self, start: usize) {
-        let length = self.bytes.len() - start;
-        // The length field has 16 bits: remembered here, refused when the batch is sent.
-        self.too_long |= length > usize::from(u16::MAX);
-        self.bytes[start..start + 2].copy_from_slice(&(length as u16).to_ne_bytes());
-        self.align();
-    }
-
-    fn align(&mut self) {
-        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
-    }
-}
-
-/// A message in a received datagram.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Message<'a> {
-    pub(crate) kind: u16,
-    pub(crate) flags: u16,
-    pub(crate) sequence: u32,
-    pub(crate) payload: &'a [u8],
-}
-
-impl Message<'_> {
-    /// The refusal in an error or done message; none if all went well.
-    fn refusal(&self) -> Result<Option<Refusal>, NetlinkError> {
-        let Some(code) = read_i32(self.payload, 0) else {
-            // An empty "done" is how some old dumps end.
-            return if self.kind == MESSAGE_DONE {
-                Ok(None)
-            } else {
-                Err(NetlinkError::Malformed("an error message without its number"))
-            };
-        };
-        if code >= 0 {
-            return Ok(None);
-        }
-        // struct nlmsgerr: the number, then the header of the refused message (NETLINK_CAP_ACK cuts
-        // the rest off), then attributes. A "done" has the number alone before its attributes.
-        let before_attributes = if self.kind == MESSAGE_ERROR { 4 + HEADER_LEN } else { 4 };
-        let text = (self.flags & ACK_HAS_ATTRIBUTES != 0)
-            .then(|| attributes(self.payload.get(before_attributes..).unwrap_or_default()))
-            .and_then(|mut found| found.find(|(kind, _)| *kind == ERROR_TEXT))
-            .map(|(_, text)| read_text(text));
-        Ok(Some(Refusal { errno: Errno::from_raw_os_error(code.saturating_neg().clamp(1, 4095)), text }))
-    }
-}
-
-/// The messages of a datagram, up to the first that claims more bytes than there are.
-pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
-    std::iter::from_fn(move || {
-        let length = read_u32(bytes, 0)? as usize;
-        if length < HEADER_LEN {
-            return None;
-        }
-        let message = Message {
-            kind: read_u16(bytes, 4)?,
-            flags: read_u16(bytes, 6)?,
-            sequence: read_u32(bytes, 8)?,
-            payload: bytes.get(HEADER_LEN..length)?,
-        };
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(message)
-    })
-}
-
-/// The attributes in `bytes` as (type without flags, value), up to the first that claims more bytes
-/// than there are.
-pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let length = usize::from(read_u16(bytes, 0)?);
-        let kind = read_u16(bytes, 2)? & ATTRIBUTE_TYPE;
-        let value = bytes.get(4..length)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
-}
-
-/// The byte at `at`.
-pub fn read_u8(bytes: &[u8], at: usize) -> Option<u8> {
-    bytes.get(at).copied()
-}
-
-/// Two bytes at `at` in the machine's order.
-pub fn read_u16(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(at..at.checked_add(2)?)?.try_into().ok()?))
-}
-
-/// Four bytes at `at` in the machine's order.
-pub fn read_u32(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
-}
-
-/// Four bytes at `at` in the machine's order, signed.
-pub fn read_i32(bytes: &[u8], at: usize) -> Option<i32> {
-    read_u32(bytes, at).map(|value| value as i32)
-}
-
-/// Four bytes at `at` in network order.
-pub fn read_be32(bytes: &[u8], at: usize) -> Option<u32> {
-    read_u32(bytes, at).map(u32::from_be)
-}
-
-/// A text up to its first zero byte or its end.
-pub fn read_text(bytes: &[u8]) -> String {
-    let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
-    String::from_utf8_lossy(text).into_owned()
-}
-
-/// An IP address in network order, by its length.
-pub fn read_ip(bytes: &[u8]) -> Option<IpAddr> {
-    match bytes.len() {
-        4 => Some(IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?)),
-        16 => Some(IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?)),
-        _ => None,
     }
 }
 

@@ -1,11 +1,12 @@
 use proptest::prelude::*;
 
+use super::decode::{ACK_HAS_ATTRIBUTES, ERROR_TEXT, HEADER_LEN, Message};
 use super::*;
 
 fn encoded(body: impl FnOnce(&mut Encoder)) -> Vec<u8> {
     let mut encoder = Encoder::default();
     body(&mut encoder);
-    encoder.bytes
+    encoder.bytes().to_vec()
 }
 
 #[test]
