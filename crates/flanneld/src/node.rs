@@ -79,8 +79,11 @@ impl Node<'_> {
             never = self.announce() => match never {},
             ended = async {
                 loop {
-                    let start = self.start().await;
-                    self.serve(&start).await?;
+                    let mut start = self.start().await;
+                    // Taken out of the start, lest ten thousand leases of old stay in memory.
+                    let leases = start.snapshot.as_mut().map(|snapshot| std::mem::take(&mut snapshot.leases));
+                    let remembered = leases.filter(|_| start.from == Origin::Snapshot);
+                    self.serve(&start, remembered).await?;
                     tracing::warn!("the store has another network configuration than the last run: starting over");
                 }
             } => ended,
@@ -134,7 +137,7 @@ impl Node<'_> {
 
     /// Serves one network. Ends where the store turns out to have another configuration than the
     /// snapshot that we started from.
-    async fn serve(&self, start: &Start) -> anyhow::Result<()> {
+    async fn serve(&self, start: &Start, remembered_leases: Option<LeaseSet>) -> anyhow::Result<()> {
         let Node { settings, store, board, .. } = self;
         let Start { text, config, snapshot, from } = start;
         config.warnings.iter().for_each(|warning| tracing::warn!("network configuration: {warning}"));
@@ -178,7 +181,7 @@ impl Node<'_> {
             Inputs {
                 intent: channels.intent.subscribe(),
                 leases: leases.clone(),
-                remembered: remembered.map(|snapshot| snapshot.leases.clone()),
+                remembered: remembered_leases,
                 kernel_changed: channels.notifications.anything.subscribe(),
             },
             Manner { interval: settings.interval, next_hop_objects },

@@ -107,8 +107,8 @@ enum Wake {
 
 impl<K: Kernel> Reconciler<K> {
     /// A reconciler that has done nothing yet.
-    pub fn new(kernel: K, inputs: Inputs, manner: Manner, board: Board) -> Reconciler<K> {
-        let remembered = inputs.remembered.clone();
+    pub fn new(kernel: K, mut inputs: Inputs, manner: Manner, board: Board) -> Reconciler<K> {
+        let remembered = inputs.remembered.take();
         Reconciler {
             kernel,
             inputs,
