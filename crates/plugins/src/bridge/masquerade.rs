@@ -61,7 +61,8 @@ pub(super) fn remove(request: &Request, traces: &[IptablesTrace], addresses: &[I
 }
 
 /// Leaves it to a process of its own to be the last that closes the socket: the kernel then waits until
-/// no packet can be in a deleted rule any more (an RCU grace period), which changes nothing for anybody.
+/// no packet can be in a replaced rule any more (an RCU grace period, some 20 ms), which changes nothing
+/// for anybody: the transaction is done.
 fn close_later(nft: Nftables) {
     let Ok((read, write)) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC) else { return };
     let mut write = Some(write);
@@ -119,15 +120,20 @@ fn install_nftables(request: &Request, addresses: &[IpNet]) -> Result<(), Kernel
         .collect();
     let mut nft = Nftables::open()?;
     let mut frame = frame();
-    // Where it is right already it is not written again: after any deletion, closing the socket waits for
-    // an RCU grace period, which is most of what an ADD would take.
-    for chain in &mut frame.chains {
-        let present = nft.rules(&frame.name, &chain.name)?;
-        if present.iter().map(|placed| &placed.rule).eq(&chain.rules) {
-            chain.rules.clear();
-        }
+    // Where it stands already it is not written again: replacing rules costs the kernel a grace period,
+    // during which nobody else can change any.
+    let stands = |chain: &Chain, nft: &mut Nftables| -> Result<bool, KernelError> {
+        let present = nft.rules(&table_name(), &chain.name)?;
+        Ok(present.iter().map(|placed| &placed.rule).eq(&chain.rules))
+    };
+    if let Some(entry) = frame.chains.iter().find(|chain| chain.hook.is_some())
+        && stands(entry, &mut nft)?
+    {
+        frame.chains.clear();
     }
-    nft.replace_rules(&frame, CHAIN, |comment| comment.starts_with(&own), &rules)
+    let installed = nft.replace_rules(&frame, CHAIN, |comment| comment.starts_with(&own), &rules);
+    close_later(nft);
+    installed
 }
 
 fn table_name() -> TableName {
