@@ -3,7 +3,9 @@
 use std::env;
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -43,8 +45,11 @@ pub fn agents() -> Result<Vec<Agent>> {
 pub fn cni_directories(scratch: &Path) -> Result<Vec<(&'static str, PathBuf)>> {
     let ours = scratch.join("cni-bin");
     fs::create_dir_all(&ours)?;
+    let program = Binaries::find()?.flannel_cni;
     for plugin in ["flannel", "bridge", "host-local", "loopback", "portmap"] {
-        symlink(Binaries::find()?.flannel_cni, ours.join(plugin))?;
+        if speaks_cni_as(&program, plugin)? {
+            symlink(&program, ours.join(plugin))?;
+        }
     }
     let mut directories = vec![("ours", ours)];
     if let Some(original) = env::var_os("CNI_ORIGINAL").map(PathBuf::from) {
@@ -54,6 +59,18 @@ pub fn cni_directories(scratch: &Path) -> Result<Vec<(&'static str, PathBuf)>> {
         directories.push(("original", original));
     }
     Ok(directories)
+}
+
+/// Whether the multi-call binary has this plugin.
+#[expect(clippy::disallowed_methods, reason = "plugins are programs")]
+fn speaks_cni_as(program: &Path, plugin: &str) -> Result<bool> {
+    let asked = Command::new(program)
+        .arg0(plugin)
+        .env("CNI_COMMAND", "VERSION")
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("running {}", program.display()))?;
+    Ok(asked.status.success())
 }
 
 impl Agent {
@@ -86,6 +103,17 @@ impl Running {
     pub fn resident_megabytes(&self) -> Result<f64> {
         #[expect(clippy::cast_precision_loss, reason = "a few megabytes fit a double")]
         Ok(self.process.resident_memory()? as f64 / 1e6)
+    }
+
+    /// Processor time spent so far, in user and kernel mode, all threads.
+    pub fn processor_time(&self) -> Result<Duration> {
+        /// `USER_HZ`, which is 100 on every architecture that flannel runs on.
+        const TICK: Duration = Duration::from_millis(10);
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.pid()))?;
+        // Fields 14 and 15; the second, the program's name, may hold blanks. See proc_pid_stat(5).
+        let fields = stat.rsplit_once(')').context("no name in /proc/<pid>/stat")?.1.split_ascii_whitespace();
+        let ticks: u32 = fields.skip(11).take(2).filter_map(|field| field.parse::<u32>().ok()).sum();
+        Ok(TICK * ticks)
     }
 
     /// Kills it the hard way.

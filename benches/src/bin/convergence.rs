@@ -39,24 +39,31 @@ fn measure(agent: &Agent, peers: u16, report: &mut Report) -> Result<()> {
     let converged = watch.count(usize::from(peers), PATIENCE)?;
     report.set_duration(&format!("cold start to all routes, {peers} leases"), agent.name, converged - start);
 
+    let spent = running.processor_time()?;
+    report.set_duration(&format!("— processor time spent by then, {peers} leases"), agent.name, spent);
+
     // Let it finish whatever it does after the last route, as it would have before the next lease.
     thread::sleep(Duration::from_secs(3));
     let resident = format!("{:.1} MB", running.resident_megabytes()?);
     report.set(&format!("resident memory, {peers} leases"), agent.name, resident);
 
     let (mut until_route, mut until_answer) = (Samples::default(), Samples::default());
+    let spent = running.processor_time()?;
     for number in peers..peers + 60 {
         watch.forget()?;
         let start = Instant::now();
         rig.etcd().put_leased(&lease(number))?;
         until_answer.push(start.elapsed());
-        until_route.push(watch.one(subnet(number), PATIENCE)?.saturating_duration_since(start));
+        let took = watch.one(subnet(number), PATIENCE)?.saturating_duration_since(start);
+        until_route.push(took);
         thread::sleep(Duration::from_millis(50));
     }
     let row = format!("one more lease to its route, {peers} present, p50 (worst) of 60");
     report.set(&row, agent.name, until_route.median_and_worst());
-    let row = format!("— of which until etcd itself answered the put, {peers} present");
+    let row = format!("— etcd answers the put after, {peers} present, p50 (worst)");
     report.set(&row, agent.name, until_answer.median_and_worst());
+    let row = format!("— processor time per lease, {peers} present");
+    report.set_duration(&row, agent.name, (running.processor_time()? - spent) / 60);
 
     let more: Vec<(String, String)> = (peers + 60..peers + 1_060).map(lease).collect();
     watch.forget()?;
@@ -69,7 +76,7 @@ fn measure(agent: &Agent, peers: u16, report: &mut Report) -> Result<()> {
         agent.name,
         converged - start,
     );
-    let row = format!("— of which until etcd itself answered the transaction, {peers} present");
+    let row = format!("— etcd answers the transaction after, {peers} present");
     report.set_duration(&row, agent.name, answered);
     Ok(())
 }
