@@ -221,7 +221,10 @@ impl Lab {
         patience: Duration,
     ) -> Result<(Vec<String>, Duration)> {
         let before = node.held()?;
+        // From before the break: flanneld may be done before the command that broke it has returned.
+        let began = Instant::now();
         let done = self.break_node(node, what)?;
-        Ok((done, node.wait_healed(&before, patience)?))
+        node.wait_healed(&before, patience)?;
+        Ok((done, began.elapsed()))
     }
 }

@@ -1,6 +1,7 @@
 //! `flannelctl lab demo`: what flannel-rs does, in a few seconds.
 
 use std::fs;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use ::lab::{Break, Lab, Node, Pod, Topology, wait_for};
@@ -9,6 +10,9 @@ use anyhow::{Context, Result, bail};
 use super::{PATIENCE, show};
 use crate::output::{Output, Tone};
 use crate::plan;
+
+/// How long flanneld stays dead, and how long pings go on after it is back.
+const DEAD: Duration = Duration::from_millis(500);
 
 pub(super) fn run(topology: Topology, out: &mut Output) -> Result<()> {
     if out.is_json() {
@@ -73,7 +77,7 @@ fn tell(lab: &Lab, out: &mut Output) -> Result<()> {
         }
     }
 
-    heading("kill -9 flanneld, and start it again, while pods ping every 5 ms", out)?;
+    heading("flanneld killed, and started again half a second later, while pods ping every 5 ms", out)?;
     kill(lab, &pods, out)?;
 
     heading("Every pod still answers every other", out)?;
@@ -128,10 +132,13 @@ fn kill(lab: &Lab, pods: &[Pod<'_>], out: &mut Output) -> Result<()> {
     let node = from.node();
     let before = node.status()?.lease.map(|lease| lease.subnets);
     let done = lab.break_node(node, Break::Kill)?;
+    // Long enough for pings to notice, if there were anything to notice.
+    thread::sleep(DEAD);
     let restart = Instant::now();
     node.start()?;
     let status = node.wait_ready(lab.nodes().len() - 1)?;
     let took = restart.elapsed();
+    thread::sleep(DEAD);
     let report = pinging.stop()?;
     let same =
         if status.lease.map(|lease| lease.subnets) == before { "the same subnet" } else { "another subnet" };
