@@ -15,6 +15,7 @@ mod node;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -367,6 +368,64 @@ fn a_plugin_killed_at_any_moment_leaves_nothing_that_del_or_gc_does_not_take_awa
         node.assert_nothing_left("cbr0", &["whole"]);
     }
     assert!(unfinished > 20, "only {unfinished} of 120 were killed before they were done");
+}
+
+#[test]
+fn a_delegate_that_is_another_program_is_executed() {
+    if !possible() {
+        return;
+    }
+    let node = Node::new();
+    let call = node.attachment("a", &node.pod("a"));
+    // A copy is another file, so it has to be started; it tells by a mark that it was.
+    let script = format!("#!/bin/sh\ntouch {0}/started\nexec {0}/bin/real/bridge\n", node.path("").display());
+    fs::create_dir(node.path("bin/real")).unwrap();
+    fs::rename(node.path("bin/bridge"), node.path("bin/real/bridge")).unwrap();
+    fs::write(node.path("bin/bridge"), script).unwrap();
+    fs::set_permissions(node.path("bin/bridge"), fs::Permissions::from_mode(0o755)).unwrap();
+    let result = node.succeed("ADD", &call);
+    assert_eq!(result["ips"][0]["address"], "10.244.1.2/24");
+    fs::remove_file(node.path("started")).unwrap();
+    node.succeed("DEL", &call);
+    fs::remove_file(node.path("started")).unwrap();
+    node.assert_nothing_left("cbr0", &["a"]);
+
+    // What it has to say about its failure comes through as it is.
+    let refuse = "#!/bin/sh\necho '{\"code\": 123, \"msg\": \"not today\", \"details\": \"d\"}'\nexit 1\n";
+    fs::write(node.path("bin/bridge"), refuse).unwrap();
+    assert_eq!(node.fail("ADD", &call), json!({"code": 123, "msg": "not today", "details": "d"}));
+}
+
+#[test]
+fn a_pod_cannot_send_under_another_ethernet_address_if_told_so() {
+    if !possible() {
+        return;
+    }
+    let node = Node::new();
+    let mut call = node.attachment("a", &node.pod("a"));
+    call.config["delegate"]["macspoofchk"] = json!(true);
+    call.config["runtimeConfig"] = json!({"mac": "02:00:00:00:00:77"});
+    let result = node.succeed("ADD", &call);
+    assert_eq!(result["interfaces"][2]["mac"], "02:00:00:00:00:77");
+    let host_end = result["interfaces"][1]["name"].as_str().unwrap();
+    let expected = format!(
+        "table bridge nat {{\n\
+         \tchain PREROUTING {{\n\
+         \t\ttype filter hook prerouting priority dstnat; policy accept;\n\
+         \t\tiifname \"{host_end}\" jump cni-br-iface-a-eth0 comment \"macspoofchk-a-eth0\"\n\
+         \t}}\n\n\
+         \tchain cni-br-iface-a-eth0-mac {{\n\
+         \t\tether saddr 02:00:00:00:00:77 return comment \"macspoofchk-a-eth0\"\n\
+         \t\tdrop comment \"macspoofchk-a-eth0\"\n\
+         \t}}\n\n\
+         \tchain cni-br-iface-a-eth0 {{\n\
+         \t\tjump cni-br-iface-a-eth0-mac comment \"macspoofchk-a-eth0\"\n\
+         \t}}\n}}\n"
+    );
+    assert_eq!(node.spoof_table().lines().collect::<Vec<_>>(), expected.lines().collect::<Vec<_>>());
+    node.succeed("DEL", &call);
+    assert!(!node.spoof_table().contains("macspoofchk"), "{}", node.spoof_table());
+    node.assert_nothing_left("cbr0", &["a"]);
 }
 
 #[test]

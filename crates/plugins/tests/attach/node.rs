@@ -188,6 +188,14 @@ impl Node {
         self.host.enter(|| Nftables::open().unwrap().rules(&table, "masq_checks").unwrap().len()).unwrap()
     }
 
+    /// The table that checks Ethernet addresses, as text.
+    pub(crate) fn spoof_table(&self) -> String {
+        let name = TableName { family: Family::Bridge, name: "nat".into() };
+        let tables =
+            self.host.enter(|| Nftables::open().unwrap().list(std::slice::from_ref(&name)).unwrap()).unwrap();
+        tables[&name].to_string()
+    }
+
     /// Fails unless nothing is left of any attachment. A device may go a moment after it was let go of.
     pub(crate) fn assert_nothing_left(&self, network: &str, pods: &[&str]) {
         let deadline = Instant::now() + Duration::from_secs(5);
