@@ -96,7 +96,7 @@ impl Environment {
             ("CNI_CONTAINERID", &self.container_id, one, valid_container_id),
             ("CNI_NETNS", &self.netns, attaching, any),
             ("CNI_IFNAME", &self.ifname, one, valid_interface_name),
-            ("CNI_PATH", &self.path, verb.is_some(), any),
+            ("CNI_PATH", &self.path, verb.is_some_and(|verb| verb != Verb::Version), any),
         ];
         let mut missing = Vec::new();
         for (name, value, required, check) in variables {
@@ -187,6 +187,8 @@ mod tests {
         let error = Environment::default().validate().unwrap_err();
         assert_eq!(error.msg, "required env variables [CNI_COMMAND] missing");
         assert_eq!(Environment { netns: String::new(), command: "DEL".into(), ..add() }.validate(), Ok(()));
+        let version = Environment { command: "VERSION".into(), ..Environment::default() };
+        assert_eq!(version.validate(), Ok(()), "versions are told to everybody");
     }
 
     #[test]
