@@ -13,7 +13,7 @@
 //! state, logs. Dropping a [`Lab`] ends every process in its namespaces and removes both; a lab
 //! whose owner was killed is swept away by the next one. Many labs live side by side.
 //!
-//! A story is written with [`story`], which shows every node's links, routes, neighbors, firewall and
+//! A story is written with [`story()`], which shows every node's links, routes, neighbors, firewall and
 //! logs when it fails:
 //!
 //! ```no_run
