@@ -23,6 +23,7 @@ pub mod fdb;
 pub mod iptables;
 pub mod link;
 mod linux;
+pub mod loan;
 pub mod memory;
 pub mod monitor;
 pub mod neighbor;
@@ -34,8 +35,12 @@ mod observe;
 pub mod pod;
 pub mod process;
 pub mod route;
+pub mod routing_table;
+pub mod rule;
 pub mod sysctl;
 pub mod takeover;
+pub mod tap;
+pub mod virtual_link;
 
 pub use error::KernelError;
 #[cfg(feature = "fake")]
