@@ -24,28 +24,26 @@ pub(crate) fn go_error(attempted: &str, path: &Path, error: &io::Error) -> Strin
     format!("{attempted} {}: {why}", path.display())
 }
 
-/// Writes a file that only root reads so that it is seen complete or not at all, and returns it open:
-/// whether it has to be on the disk, and when, is for the caller to say.
-pub(crate) fn replace(path: &Path, content: &str) -> io::Result<File> {
+/// Writes a file that only root reads so that it is seen complete or not at all.
+pub(crate) fn replace(path: &Path, content: &str) -> io::Result<()> {
     // A file without a name leaves nothing behind if this process is killed. Not every file system has
     // them, and a name that is taken cannot be given to one.
-    if let Ok(file) = create_whole(path, content) {
-        return Ok(file);
+    if create_whole(path, content).is_ok() {
+        return Ok(());
     }
     let unfinished = unfinished(path);
     let write = || {
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
         file.write_all(content.as_bytes())?;
-        fs::rename(&unfinished, path)?;
-        Ok(file)
+        fs::rename(&unfinished, path)
     };
     write().inspect_err(|_| {
         let _ = fs::remove_file(&unfinished);
     })
 }
 
-fn create_whole(path: &Path, content: &str) -> io::Result<File> {
+fn create_whole(path: &Path, content: &str) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     let nameless =
         rustix::fs::open(directory, OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, 0o600.into())?;
@@ -53,7 +51,7 @@ fn create_whole(path: &Path, content: &str) -> io::Result<File> {
     file.write_all(content.as_bytes())?;
     let through_proc = format!("/proc/self/fd/{}", file.as_raw_fd());
     rustix::fs::linkat(CWD, through_proc, CWD, path, AtFlags::SYMLINK_FOLLOW)?;
-    Ok(file)
+    Ok(())
 }
 
 /// What a file is called while it is written: hidden, so that nobody takes it for the state of a

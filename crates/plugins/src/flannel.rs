@@ -7,7 +7,7 @@
 mod delegation;
 mod state;
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 
@@ -15,7 +15,6 @@ use cni::delegate::CallError;
 use cni::error::code;
 use cni::{AddResult, Config, Error, Plugin, Request, Verb};
 use fabric::subnet_file::SubnetFile;
-use kernel::process;
 
 use self::delegation::Delegation;
 use self::state::States;
@@ -43,8 +42,7 @@ impl Plugin for Flannel {
         let subnet_file = settings.subnet_file()?;
         let delegation = Delegation::build(request, Some(&subnet_file))?;
         // Before the delegate does anything, so that DEL knows of everything that was begun.
-        let states = settings.states(request);
-        sync_later(states.save(&delegation.json)?);
+        settings.states(request).save(&delegation.json)?;
         let config = delegation.config()?;
         match delegate::call(&delegation.plugin, Verb::Add, &request.environment, config) {
             Ok(result) => Ok(result.expect("ADD has a result")),
@@ -122,15 +120,6 @@ impl Plugin for Flannel {
 enum Begun {
     Yes,
     Hardly,
-}
-
-/// Has the disk take what was written, without anybody waiting for it.
-///
-/// The file was complete before it had its name, so being killed cannot hurt it. A loss of power within
-/// the next milliseconds can lose it, but takes the pods along, and DEL finds its way without the file.
-fn sync_later(file: File) {
-    // Where no process can be started, the kernel writes it out by itself, some seconds later.
-    let _ = process::detach(|| file.sync_data().is_ok());
 }
 
 /// What the configuration says to `flannel` itself.

@@ -5,7 +5,7 @@
 //! file here as well, so that either program can take away what the other one made; any further one
 //! has a file of its own, whose name no container ID can have.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -48,8 +48,13 @@ impl States {
         self.data_dir.join(format!("{id}{SEPARATOR}{network}{SEPARATOR}{ifname}"))
     }
 
-    /// Writes the state, complete or not at all; the caller sees to it that it gets to the disk.
-    pub(super) fn save(&self, state: &str) -> Result<File, Error> {
+    /// Writes the state, complete or not at all.
+    ///
+    /// The original waits for the disk; here nobody does: being killed cannot hurt a file that is complete
+    /// before it has its name, and a loss of power that takes the file takes the pods as well, after
+    /// which DEL finds its way without it. The wait would be most of what an ADD takes, and eight at once
+    /// would wait for each other.
+    pub(super) fn save(&self, state: &str) -> Result<(), Error> {
         let make = DirBuilder::new().recursive(true).mode(0o700).create(&self.data_dir);
         make.map_err(|error| Error::internal(go_error("mkdir", &self.data_dir, &error)))?;
         // A readable file of the container is that of another attachment: a runtime does not repeat an

@@ -125,6 +125,10 @@ fn del_takes_everything_away_whatever_is_left_of_the_pod() {
     fs::write(node.path("state").join("torn"), "{\"cniVersion\":\"1.1.").unwrap();
     node.succeed("DEL", &torn);
     node.assert_nothing_left("cbr0", &["torn"]);
+    let lost = attached("lost");
+    fs::remove_file(node.path("state").join("lost")).unwrap();
+    node.succeed("DEL", &lost);
+    node.assert_nothing_left("cbr0", &["lost"]);
 }
 
 #[test]
