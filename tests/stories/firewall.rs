@@ -5,9 +5,14 @@
 //!     └─────────────┴──── switch (the world outside, which knows no way back to a pod)
 //! ```
 
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use flannel_rs_tests::{PATIENCE, everyone_answers, is_put_right, shows};
-use lab::{Families, Lab, Topology, story, wait_for};
+use lab::{Families, Lab, Namespace, Topology, story, wait_for};
 
 #[test]
 fn flushed_rules_come_back() {
@@ -67,6 +72,50 @@ fn through_a_chain_that_drops(iptables: &str) {
         ensure!(rules.contains("-P FORWARD DROP"), "the policy is not ours to change: {rules}");
         Ok(())
     });
+}
+
+/// The original's iptables mode empties its chains at every start and fills them again.
+#[test]
+fn no_flow_leaves_unmasqueraded_while_flanneld_restarts() {
+    story(Topology::vxlan(1).flag("--ip-masq"), |lab| {
+        lab.start()?;
+        let a = lab.node(1).attach("a")?;
+        let outside = lab.topology().gateways(0)[0].addr();
+        wait_for("the world outside to answer", PATIENCE, || a.ping(outside).map(drop))?;
+        let stop = AtomicBool::new(false);
+        let (sent, naked) = thread::scope(|scope| {
+            let counting = scope.spawn(|| unmasqueraded(lab, a.namespace(), outside, &stop));
+            let restarts = (0..5).try_for_each(|_| {
+                lab.node(1).kill()?;
+                lab.start()
+            });
+            stop.store(true, Ordering::Relaxed);
+            restarts?;
+            counting.join().expect("counting does not panic")
+        })?;
+        ensure!(sent > 100, "only {sent} flows were started");
+        ensure!(naked == 0, "{naked} of {sent} flows left under the pod's own address");
+        Ok(())
+    });
+}
+
+/// Starts a flow a millisecond from a pod to the world outside; how many, and how many of them arrive
+/// from an address of a pod.
+fn unmasqueraded(lab: &Lab, pod: &Namespace, outside: IpAddr, stop: &AtomicBool) -> Result<(u32, u32)> {
+    let receiver = lab.switch().within(|| UdpSocket::bind((outside, 9)))??;
+    receiver.set_nonblocking(true)?;
+    let (mut sent, mut naked) = (0, 0);
+    pod.within(|| {
+        while !stop.load(Ordering::Relaxed) {
+            UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?.send_to(b"?", (outside, 9))?;
+            sent += 1;
+            thread::sleep(Duration::from_millis(1));
+            while let Ok((_, from)) = receiver.recv_from(&mut [0; 8]) {
+                naked += u32::from(from.ip().to_string().starts_with("10.244."));
+            }
+        }
+        Ok((sent, naked))
+    })?
 }
 
 /// Off is a state too: rules of an earlier run do not stay.

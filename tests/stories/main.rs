@@ -18,5 +18,8 @@ mod repair;
 mod restart;
 mod same_subnet;
 mod second_instance;
+mod start;
 mod store_away;
+mod store_changes;
 mod take_over;
+mod underlay;
