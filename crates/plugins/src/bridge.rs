@@ -1,31 +1,30 @@
 //! `bridge`: attaches a pod to a Linux bridge of the host by a veth pair.
 //!
 //! What happens in which order is in this file; the parts are in [`gateway`] (the bridge and its
-//! addresses), [`veth`] (the pair, and taking it away), [`container`] (the pod's side), [`masquerade`],
-//! [`spoof`] and [`vlan`]. What the configuration says is in [`settings`].
+//! addresses), [`port`] (the host's end of the veth pair), [`spoof`] and [`vlan`]. What the configuration
+//! says is in [`settings`].
 
 mod check;
-mod container;
 mod gateway;
-mod masquerade;
+mod port;
 mod settings;
 mod spoof;
-mod veth;
 mod vlan;
 
 use std::net::IpAddr;
-use std::path::Path;
 
-use cni::{AddResult, Error, Interface, IpConfig, Plugin, Request, Route, Verb, Version};
+use cni::{AddResult, Attachment, Error, IpConfig, Plugin, Request, Route, Verb, Version};
 use ipnet::IpNet;
-use kernel::link::Link;
-use kernel::netlink::{Protocol, Socket};
-use kernel::netns::{self, Namespace};
+use kernel::link::{self, Link};
+use kernel::netlink::Socket;
+use kernel::netns::Namespace;
 
 use self::gateway::Gateways;
 use self::settings::{Removal, Settings};
-use self::veth::Pair;
-use crate::delegate;
+use crate::addressing::Detection;
+use crate::container::{self, open_namespace, open_socket};
+use crate::veth::{self, Pair, Wish};
+use crate::{addressing, interface, masquerade};
 
 /// The plugin.
 #[derive(Debug, Clone, Copy)]
@@ -42,7 +41,8 @@ impl Plugin for Bridge {
         let namespace = open_namespace(request)?;
         let mut host = open_socket()?;
         let bridge = gateway::ensure_bridge(&mut host, &settings)?;
-        let pair = veth::create(&mut host, &settings, &bridge, &namespace, request)?;
+        let wish = Wish { mtu: settings.mtu, mac: settings.mac, master: Some(bridge.index) };
+        let pair = veth::create(&mut host, &wish, &namespace, request)?;
         let mut attaching =
             Attaching { settings: &settings, request, namespace: &namespace, ipam_done: false };
         let attached = attaching.run(&mut host, &bridge, &pair);
@@ -56,15 +56,13 @@ impl Plugin for Bridge {
         let removal = Removal::of(request);
         let traces = if removal.masquerade { masquerade::iptables_traces(request) } else { Vec::new() };
         // Only rules of iptables have to be found by address.
-        let addresses = if traces.is_empty() { Vec::new() } else { container::addresses(request) };
+        let addresses = if traces.is_empty() { Vec::new() } else { addressing::addresses(request) };
         veth::remove(&mut open_socket()?, request)?;
         let masquerade =
             if removal.masquerade { masquerade::remove(request, &traces, &addresses) } else { Ok(()) };
         let spoof = if removal.mac_spoof_check { spoof::remove(request) } else { Ok(()) };
         // The address comes last: nobody else may get it while anything still answers for it or acts on it.
-        if let Some(ipam) = &removal.ipam_type {
-            ipam_call(ipam, Verb::Del, request)?;
-        }
+        removal.ipam.tell(Verb::Del, request)?;
         masquerade.and(spoof)
     }
 
@@ -72,28 +70,22 @@ impl Plugin for Bridge {
         let settings = Settings::parse(request)?;
         let namespace = open_namespace(request)?;
         // Compatibility: a layer-2 attachment has no IPAM to ask; the original asks for one without name.
-        if let Some(ipam) = &settings.ipam_type {
-            ipam_call(ipam, Verb::Check, request)?;
-        }
+        settings.ipam.tell(Verb::Check, request)?;
         check::run(&settings, request, &namespace)
     }
 
     fn status(&self, request: &Request) -> Result<(), Error> {
         let settings = Settings::parse(request)?;
-        if let Some(ipam) = &settings.ipam_type {
-            ipam_call(ipam, Verb::Status, request)?;
-        }
+        settings.ipam.tell(Verb::Status, request)?;
         Ok(())
     }
 
     fn gc(&self, request: &Request) -> Result<(), Error> {
         let settings = Settings::parse(request)?;
         let valid = request.config.valid_attachments()?;
-        let links = open_socket().and_then(|mut host| veth::keep_only(&mut host, &settings, request, &valid));
+        let links = open_socket().and_then(|mut host| keep_ports(&mut host, &settings, request, &valid));
         let masquerade = masquerade::keep_only(request, &valid);
-        if let Some(ipam) = &settings.ipam_type {
-            ipam_call(ipam, Verb::Gc, request)?;
-        }
+        settings.ipam.tell(Verb::Gc, request)?;
         links.and(masquerade)
     }
 }
@@ -110,26 +102,23 @@ impl Attaching<'_> {
     /// Everything after the pair is there.
     fn run(&mut self, host: &mut Socket, bridge: &Link, pair: &Pair) -> Result<AddResult, Error> {
         let settings = self.settings;
-        veth::set_up_port(host, settings, pair)?;
+        port::set_up(host, settings, pair)?;
         if settings.mac_spoof_check {
             spoof::install(self.request, pair)?;
         }
         let mut result = AddResult::empty(Version::CURRENT);
         result.interfaces = vec![
-            interface(bridge.name.as_str(), bridge.mac),
-            interface(pair.host.as_str(), Some(pair.host_mac)),
-            Interface {
-                sandbox: self.request.environment.netns.clone(),
-                ..interface(pair.container.as_str(), Some(pair.container_mac))
-            },
+            interface::describe(bridge.name, bridge.mac),
+            interface::describe(pair.host, Some(pair.host_mac)),
+            interface::describe_inside(pair.container, Some(pair.container_mac), self.request),
         ];
-        if let Some(ipam) = &settings.ipam_type {
-            self.configure_layer_3(host, bridge, ipam, &mut result)?;
+        if settings.ipam.is_given() {
+            self.configure_layer_3(host, bridge, &mut result)?;
         } else if !settings.disable_container_interface {
             container::set_up(self.namespace, &self.request.environment.ifname)?;
         }
         if !settings.disable_container_interface {
-            veth::wait_until_up(host, pair)?;
+            port::wait_until_up(host, pair)?;
         }
         // Its address may have been set just now, by this call or by one beside it.
         result.interfaces[0].mac = gateway::mac_of(host, bridge)?;
@@ -143,30 +132,27 @@ impl Attaching<'_> {
         &mut self,
         host: &mut Socket,
         bridge: &Link,
-        ipam: &str,
         result: &mut AddResult,
     ) -> Result<(), Error> {
         let (settings, request) = (self.settings, self.request);
-        let given = ipam_call(ipam, Verb::Add, request)?.expect("ADD has a result");
+        let given = settings.ipam.add(request)?;
         self.ipam_done = true;
-        if given.ips.is_empty() {
-            return Err(Error::internal("IPAM plugin returned missing IP config"));
-        }
         result.ips = given.ips.iter().map(|ip| complete(ip, settings)).collect();
         result.routes = given.routes;
         result.dns = given.dns;
         if settings.is_default_gateway {
             add_default_routes(result);
         }
-        container::configure(self.namespace, settings, &request.environment.ifname, result)?;
+        let detection = if settings.enable_dad { Detection::On } else { Detection::Off };
+        addressing::configure(self.namespace, detection, &request.environment.ifname, result)?;
         if settings.is_gateway {
             let gateways = Gateways::of(&result.ips);
             let vlan_link = gateways.ensure(host, bridge, settings)?;
-            result.interfaces.extend(vlan_link.map(|link| interface(link.name.as_str(), link.mac)));
+            result.interfaces.extend(vlan_link.map(|link| interface::describe(link.name, link.mac)));
         }
         if settings.ip_masq {
             let addresses: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
-            masquerade::install(settings, request, &addresses)?;
+            masquerade::install(settings.ip_masq_backend, request, &addresses)?;
         }
         Ok(())
     }
@@ -180,14 +166,23 @@ impl Attaching<'_> {
         if self.settings.ip_masq && self.ipam_done {
             let _ = masquerade::remove(self.request, &masquerade::iptables_traces(self.request), &[]);
         }
-        if let Some(ipam) = self.settings.ipam_type.as_ref().filter(|_| self.ipam_done) {
-            let _ = ipam_call(ipam, Verb::Del, self.request);
+        if self.ipam_done {
+            let _ = self.settings.ipam.tell(Verb::Del, self.request);
         }
     }
 }
 
-fn ipam_call(ipam: &str, verb: Verb, request: &Request) -> Result<Option<AddResult>, Error> {
-    Ok(delegate::call(ipam, verb, &request.environment, request.config.clone())?)
+fn keep_ports(
+    host: &mut Socket,
+    settings: &Settings,
+    request: &Request,
+    valid: &[Attachment],
+) -> Result<(), Error> {
+    let bridge = link::index(host, settings.bridge).map_err(|error| Error::internal(error.to_string()))?;
+    match bridge {
+        Some(bridge) => veth::keep_only(host, Some(bridge), request, valid),
+        None => Ok(()),
+    }
 }
 
 /// An address of IPAM with what it leaves to the bridge: the link, and the gateway if that is us.
@@ -208,19 +203,4 @@ fn add_default_routes(result: &mut AddResult) {
             result.routes.push(Route { gw: ip.gateway, ..Route::to(default) });
         }
     }
-}
-
-fn interface(name: &str, mac: Option<fabric::Mac>) -> Interface {
-    let mac = mac.map(|mac| mac.to_string()).unwrap_or_default();
-    Interface { name: name.to_owned(), mac, ..Interface::default() }
-}
-
-fn open_socket() -> Result<Socket, Error> {
-    Socket::open(Protocol::Route).map_err(|error| Error::internal(format!("cannot speak netlink: {error}")))
-}
-
-fn open_namespace(request: &Request) -> Result<Namespace, Error> {
-    let path = &request.environment.netns;
-    netns::open(Path::new(path))
-        .map_err(|error| Error::internal(format!("failed to open netns {path:?}: {error}")))
 }

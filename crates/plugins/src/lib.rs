@@ -5,9 +5,15 @@
 
 #![forbid(unsafe_code)]
 
+mod addressing;
 pub mod bridge;
+mod container;
 pub mod delegate;
 mod files;
 pub mod flannel;
 pub mod host_local;
+mod interface;
+mod ipam;
 pub mod loopback;
+mod masquerade;
+mod veth;

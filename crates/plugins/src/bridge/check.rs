@@ -1,19 +1,18 @@
 //! CHECK: whether an attachment is still as ADD reported it.
 
-use std::net::IpAddr;
-
 use cni::{AddResult, Error, Interface, Request};
 use fabric::LinkName;
 use ipnet::IpNet;
 use kernel::link::{self, Kind, Link};
 use kernel::netlink::Socket;
 use kernel::netns::Namespace;
-use kernel::route::{self, FoundTarget};
 use kernel::{KernelError, address};
 
 use super::gateway::Gateways;
 use super::settings::Settings;
-use super::{container, masquerade, open_socket};
+use crate::container::{inside, open_socket};
+use crate::interface::{listed, same_mac};
+use crate::{addressing, masquerade};
 
 /// Compares host and container with the result in the configuration.
 pub(super) fn run(settings: &Settings, request: &Request, namespace: &Namespace) -> Result<(), Error> {
@@ -22,20 +21,11 @@ pub(super) fn run(settings: &Settings, request: &Request, namespace: &Namespace)
     let environment = &request.environment;
     let bridge_listed =
         result.interfaces.iter().find(|i| i.name == settings.bridge.as_str() && i.sandbox.is_empty());
-    let pod_listed = result
-        .interfaces
-        .iter()
-        .find(|i| i.name == environment.ifname && i.sandbox == environment.netns)
-        .ok_or_else(|| {
-            Error::internal(format!(
-                "prevResult has no interface {:?} in {}",
-                environment.ifname, environment.netns
-            ))
-        })?;
+    let pod_listed = listed(&result, request)?;
 
     let mut host = open_socket()?;
     let bridge = check_bridge(&mut host, settings, bridge_listed)?;
-    let pod = container::inside(namespace, &environment.ifname, |socket, index| {
+    let pod = inside(namespace, &environment.ifname, |socket, index| {
         let link = link::by_index(socket, index)
             .map_err(internal)?
             .ok_or_else(|| Error::internal(format!("Interface name {} not found", environment.ifname)))?;
@@ -93,41 +83,7 @@ fn check_pod(socket: &mut Socket, link: &Link, listed: &Interface, result: &AddR
             listed.mac
         )));
     }
-    let addresses = address::list(socket, Some(link.index)).map_err(internal)?;
-    let routes = route::list(socket).map_err(internal)?;
-    for ip in &result.ips {
-        if !addresses.iter().any(|address| address.net == ip.address) {
-            return Err(Error::internal(format!("Failed to match addr {} on interface {name}", ip.address)));
-        }
-        let whole = ip.address.prefix_len() == ip.address.max_prefix_len();
-        if !whole && !routes.iter().any(|route| route.destination == ip.address.trunc()) {
-            return Err(Error::internal(format!(
-                "Expected Route {} for addr {} on interface {name} not found",
-                ip.address.trunc(),
-                ip.address
-            )));
-        }
-    }
-    // Routes of other tables are for plugins that come later, and the kernel is asked for the main one.
-    for wanted in result.routes.iter().filter(|route| route.table.is_none()) {
-        let gateway = wanted.gw.filter(|_| wanted.dst.prefix_len() > 0);
-        let is_there = routes.iter().any(|route| {
-            route.destination == wanted.dst.trunc()
-                && gateway.is_none_or(|gateway| goes_via(route.target, gateway))
-        });
-        if !is_there {
-            return Err(Error::internal(format!("Expected Route {} via {gateway:?} not found", wanted.dst)));
-        }
-    }
-    Ok(())
-}
-
-fn goes_via(target: FoundTarget, wanted: IpAddr) -> bool {
-    match target {
-        FoundTarget::Via { gateway, .. } => gateway == wanted,
-        // Several paths, or a next-hop object: somebody changed it later and meant to.
-        _ => true,
-    }
+    addressing::check(socket, link.index, name.as_str(), result)
 }
 
 /// The host's end: some listed device that is the other end of the pod's, on the bridge.
@@ -181,10 +137,6 @@ fn check_gateway(
         }
     }
     Ok(())
-}
-
-fn same_mac(listed: &Interface, link: &Link) -> bool {
-    listed.mac.is_empty() || link.mac.is_some_and(|mac| mac.to_string().eq_ignore_ascii_case(&listed.mac))
 }
 
 fn internal(error: KernelError) -> Error {

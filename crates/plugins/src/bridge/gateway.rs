@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use cni::{Error, IpConfig};
-use fabric::{LinkName, Mac};
+use fabric::LinkName;
 use ipnet::IpNet;
 use kernel::link::{self, Kind, Link};
 use kernel::netlink::Socket;
@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use super::settings::Settings;
 use super::vlan;
+use crate::interface::random_mac;
 
 /// Makes the bridge if it is not there, and sets it up. One that is there keeps its settings.
 pub(super) fn ensure_bridge(host: &mut Socket, settings: &Settings) -> Result<Link, Error> {
@@ -172,14 +173,6 @@ fn pin_mac(host: &mut Socket, link: &Link) -> Result<(), Error> {
         None => random_mac()?,
     };
     link::set_mac(host, link.index, mac).map_err(failed)
-}
-
-/// An Ethernet address that nobody else has.
-pub(super) fn random_mac() -> Result<Mac, Error> {
-    let mut octets = [0; 6];
-    rustix::rand::getrandom(&mut octets, rustix::rand::GetRandomFlags::empty())
-        .map_err(|errno| Error::internal(format!("cannot get random numbers: {errno}")))?;
-    Ok(Mac::locally_administered(octets))
 }
 
 fn enable(path: &str) -> Result<(), KernelError> {

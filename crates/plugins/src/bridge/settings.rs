@@ -6,19 +6,11 @@ use cni::json::{DecodeError, Object};
 use cni::{Arguments, Dns, Error, Request};
 use fabric::{LinkName, Mac};
 
+use crate::ipam::Ipam;
+use crate::masquerade::Backend;
+
 /// The bridge's name unless the configuration gives one.
 const BRIDGE: &str = "cni0";
-
-/// How packets that leave the node are given its address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Backend {
-    /// Rules of nftables, or of iptables where the kernel has no nftables.
-    Automatic,
-    /// Rules of iptables, made by running it.
-    Iptables,
-    /// Rules of nftables.
-    Nftables,
-}
 
 /// Checked settings.
 #[derive(Debug, Clone)]
@@ -43,8 +35,8 @@ pub(super) struct Settings {
     pub(super) disable_container_interface: bool,
     pub(super) port_isolation: bool,
     pub(super) mac: Option<Mac>,
-    /// None for an attachment without addresses.
-    pub(super) ipam_type: Option<String>,
+    /// None is given for an attachment without addresses.
+    pub(super) ipam: Ipam,
     pub(super) dns: Dns,
 }
 
@@ -56,21 +48,15 @@ pub(super) struct Settings {
 pub(super) struct Removal {
     pub(super) masquerade: bool,
     pub(super) mac_spoof_check: bool,
-    pub(super) ipam_type: Option<String>,
+    pub(super) ipam: Ipam,
 }
 
 impl Removal {
     pub(super) fn of(request: &Request) -> Removal {
         let config = request.config.object();
         let flag = |key| config.boolean(key).map_or(true, Option::unwrap_or_default);
-        let ipam = config.object("ipam").ok().flatten();
-        let ipam_type =
-            ipam.and_then(|ipam| ipam.string("type").ok().flatten()).filter(|name| !name.is_empty());
-        Removal {
-            masquerade: ipam_type.is_some() && flag("ipMasq"),
-            mac_spoof_check: flag("macspoofchk"),
-            ipam_type: ipam_type.map(str::to_owned),
-        }
+        let ipam = Ipam::for_removal(request);
+        Removal { masquerade: ipam.is_given() && flag("ipMasq"), mac_spoof_check: flag("macspoofchk"), ipam }
     }
 }
 
@@ -80,8 +66,6 @@ impl Settings {
         let config = request.config.object();
         let unloadable = |error: DecodeError| Error::internal(format!("failed to load netconf: {error}"));
         let flag = |key| config.boolean(key).map(Option::unwrap_or_default).map_err(unloadable);
-        let ipam = config.object("ipam").map_err(unloadable)?;
-        let ipam_type = ipam.map(|ipam| ipam.string("type")).transpose().map_err(unloadable)?.flatten();
         let dns = config.object("dns").map_err(unloadable)?;
         let is_default_gateway = flag("isDefaultGateway")?;
         Ok(Settings {
@@ -90,7 +74,7 @@ impl Settings {
             is_default_gateway,
             force_address: flag("forceAddress")?,
             ip_masq: flag("ipMasq")?,
-            ip_masq_backend: backend(&config)?,
+            ip_masq_backend: Backend::of(&config)?,
             mtu: mtu(&config).map_err(unloadable)?,
             hairpin: flag("hairpinMode")?,
             promiscuous: flag("promiscMode")?,
@@ -102,14 +86,14 @@ impl Settings {
             disable_container_interface: flag("disableContainerInterface")?,
             port_isolation: flag("portIsolation")?,
             mac: mac(&config, request)?,
-            ipam_type: ipam_type.filter(|name| !name.is_empty()).map(str::to_owned),
+            ipam: Ipam::of(request)?,
             dns: dns.map(|dns| Dns::parse(&dns)).transpose().map_err(unloadable)?.unwrap_or_default(),
         })
     }
 
     /// Whether the attachment gets addresses.
     pub(super) fn has_ipam(&self) -> bool {
-        self.ipam_type.is_some()
+        self.ipam.is_given()
     }
 
     /// Whether the bridge sorts frames by VLAN.
@@ -135,16 +119,6 @@ fn bridge_name(config: &Object<'_>) -> Result<LinkName, Error> {
         .map_err(|error| Error::internal(format!("failed to load netconf: {error}")))?;
     let name = name.unwrap_or(BRIDGE);
     name.parse().map_err(|error| Error::internal(format!("failed to create bridge {name:?}: {error}")))
-}
-
-fn backend(config: &Object<'_>) -> Result<Backend, Error> {
-    match config.string("ipMasqBackend")? {
-        None => Ok(Backend::Automatic),
-        Some("iptables") => Ok(Backend::Iptables),
-        Some("nftables") => Ok(Backend::Nftables),
-        Some(other) => Err(Error::internal(format!("unknown ipmasq backend {other:?}"))
-            .details("ipMasqBackend can be \"iptables\", \"nftables\", or left out")),
-    }
 }
 
 fn mtu(config: &Object<'_>) -> Result<Option<u32>, DecodeError> {

@@ -10,7 +10,7 @@ use fabric::firewall::{
 use kernel::KernelError;
 use kernel::nftables::Nftables;
 
-use super::veth::Pair;
+use crate::veth::Pair;
 
 const PREROUTING: &str = "PREROUTING";
 

@@ -10,9 +10,9 @@ use kernel::netlink::Socket;
 use kernel::{KernelError, netns};
 use rustix::io::Errno;
 
-use super::gateway::random_mac;
 use super::settings::Settings;
-use super::veth::Pair;
+use crate::interface::random_mac;
+use crate::veth::Pair;
 
 /// The VLANs that a pod's port passes.
 pub(super) fn set_up_port(host: &mut Socket, settings: &Settings, pair: &Pair) -> Result<(), Error> {

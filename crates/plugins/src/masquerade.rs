@@ -8,6 +8,7 @@
 
 use std::fs;
 
+use cni::json::Object;
 use cni::{Attachment, Error, Request};
 use fabric::firewall::{
     Chain, ChainKind, Family, Hook, HookPoint, Is, Match, Policy, Rule, SourcePorts, Table, TableName,
@@ -19,7 +20,29 @@ use kernel::{KernelError, command, process};
 use rustix::pipe::PipeFlags;
 use sha2::{Digest as _, Sha512};
 
-use super::settings::{Backend, Settings};
+/// How packets that leave the node are given its address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Backend {
+    /// Rules of nftables, or of iptables where the kernel has no nftables.
+    Automatic,
+    /// Rules of iptables, made by running it.
+    Iptables,
+    /// Rules of nftables.
+    Nftables,
+}
+
+impl Backend {
+    /// What the configuration wants (`ipMasqBackend`).
+    pub(crate) fn of(config: &Object<'_>) -> Result<Backend, Error> {
+        match config.string("ipMasqBackend")? {
+            None => Ok(Backend::Automatic),
+            Some("iptables") => Ok(Backend::Iptables),
+            Some("nftables") => Ok(Backend::Nftables),
+            Some(other) => Err(Error::internal(format!("unknown ipmasq backend {other:?}"))
+                .details("ipMasqBackend can be \"iptables\", \"nftables\", or left out")),
+        }
+    }
+}
 
 /// The chain that holds a rule per address.
 const CHAIN: &str = "masq_checks";
@@ -28,11 +51,11 @@ const CHAIN: &str = "masq_checks";
 const COMMENT_LENGTH: usize = 128;
 
 /// Masquerades what the addresses send out of their network.
-pub(super) fn install(settings: &Settings, request: &Request, addresses: &[IpNet]) -> Result<(), Error> {
+pub(crate) fn install(backend: Backend, request: &Request, addresses: &[IpNet]) -> Result<(), Error> {
     let failed = |error: KernelError| Error::internal(format!("failed to set up ip masquerading: {error}"));
     let nftables = || install_nftables(request, addresses);
     let iptables = || install_iptables(request, addresses);
-    match settings.ip_masq_backend {
+    match backend {
         Backend::Nftables => nftables(),
         Backend::Iptables => iptables(),
         Backend::Automatic => nftables().or_else(|error| iptables().map_err(|_| error)),
@@ -41,7 +64,7 @@ pub(super) fn install(settings: &Settings, request: &Request, addresses: &[IpNet
 }
 
 /// Takes the rules of an attachment away. `addresses` are those it had, none if that is not known.
-pub(super) fn remove(request: &Request, traces: &[IptablesTrace], addresses: &[IpNet]) -> Result<(), Error> {
+pub(crate) fn remove(request: &Request, traces: &[IptablesTrace], addresses: &[IpNet]) -> Result<(), Error> {
     let failed =
         |error: KernelError| Error::internal(format!("failed to tear down ip masquerading: {error}"));
     let own = instance(request.config.name(), &request.environment.ifname, &request.environment.container_id);
@@ -76,7 +99,7 @@ fn close_later(nft: Nftables) {
 }
 
 /// Takes away the rules of all attachments of this network that are not listed.
-pub(super) fn keep_only(request: &Request, valid: &[Attachment]) -> Result<(), Error> {
+pub(crate) fn keep_only(request: &Request, valid: &[Attachment]) -> Result<(), Error> {
     let network = request.config.name();
     let of_network = format!("{}-", hash(network));
     let kept: Vec<String> = valid.iter().map(|a| instance(network, &a.ifname, &a.container_id)).collect();
@@ -91,7 +114,7 @@ pub(super) fn keep_only(request: &Request, valid: &[Attachment]) -> Result<(), E
 }
 
 /// Whether the rules of an attachment are there, made by either backend.
-pub(super) fn is_installed(request: &Request, addresses: &[IpNet]) -> Result<bool, Error> {
+pub(crate) fn is_installed(request: &Request, addresses: &[IpNet]) -> Result<bool, Error> {
     let own = instance(request.config.name(), &request.environment.ifname, &request.environment.container_id);
     let rules = Nftables::open().and_then(|mut nft| nft.rules(&table_name(), CHAIN));
     let count = rules.map_or(0, |rules| {
@@ -197,13 +220,13 @@ fn hex(text: &str, digits: usize) -> String {
 
 /// Rules of iptables that an attachment has.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct IptablesTrace {
+pub(crate) struct IptablesTrace {
     program: &'static str,
     chain: String,
 }
 
 /// Finds rules of iptables, without running it where it cannot have any.
-pub(super) fn iptables_traces(request: &Request) -> Vec<IptablesTrace> {
+pub(crate) fn iptables_traces(request: &Request) -> Vec<IptablesTrace> {
     let chain = iptables_chain(request);
     let mut traces = Vec::new();
     let families = [

@@ -1,52 +1,54 @@
-//! The pod's side of an attachment.
+//! Addresses and routes of a container's interface: giving them, and looking whether they are still there.
 
 use std::io::Write as _;
 use std::net::IpAddr;
-use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use cni::{AddResult, Error, Request, Route};
-use fabric::LinkName;
 use ipnet::IpNet;
+use kernel::link::{self, Operational};
 use kernel::netlink::Socket;
-use kernel::netns::{self, Namespace};
+use kernel::netns::Namespace;
 use kernel::pod::{self, DuplicateDetection, Refused};
-use kernel::{address, link, route, sysctl};
+use kernel::route::{self, FoundTarget};
+use kernel::{KernelError, address, sysctl};
 
-use super::open_socket;
-use super::settings::Settings;
+use crate::container::{inside, sandbox};
+
+/// Whether others on the network are asked first if they have an IPv6 address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Detection {
+    /// Nobody is: the network is this node's own.
+    Off,
+    /// They are.
+    On,
+    /// They are unless the kernel's settings say otherwise.
+    KernelDefault,
+}
 
 /// How long the check for duplicate IPv6 addresses may take.
 const DETECTION_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Sets up an interface that gets no addresses.
-pub(super) fn set_up(namespace: &Namespace, ifname: &str) -> Result<(), Error> {
-    inside(namespace, ifname, |socket, index| {
-        link::set_up(socket, index)
-            .map_err(|error| Error::internal(format!("failed to set {ifname:?} up: {error}")))
-    })
-}
-
 /// Gives the interface addresses and routes, and sets it up.
-pub(super) fn configure(
+pub(crate) fn configure(
     namespace: &Namespace,
-    settings: &Settings,
+    detection: Detection,
     ifname: &str,
     result: &AddResult,
 ) -> Result<(), Error> {
     let addresses: Vec<_> = result.ips.iter().map(|ip| ip.address).collect();
     let gateway =
         |ipv4: bool| result.ips.iter().filter_map(|ip| ip.gateway).find(|gateway| gateway.is_ipv4() == ipv4);
-    let detection = if settings.enable_dad { DuplicateDetection::On } else { DuplicateDetection::Off };
+    let flag = if detection == Detection::Off { DuplicateDetection::Off } else { DuplicateDetection::On };
     inside(namespace, ifname, |socket, index| {
-        prepare(settings, ifname, addresses.iter().any(|net| net.addr().is_ipv6()))?;
+        prepare(detection, ifname, addresses.iter().any(|net| net.addr().is_ipv6()))?;
         let routes: Vec<route::Route> = result
             .routes
             .iter()
             .map(|wanted| kernel_route(wanted, gateway(wanted.dst.addr().is_ipv4()), index))
             .collect();
-        pod::configure(socket, index, &addresses, detection, &routes).map_err(|refused| match refused {
+        pod::configure(socket, index, &addresses, flag, &routes).map_err(|refused| match refused {
             Refused::Address(at, error) => {
                 Error::internal(format!("failed to add IP addr {} to {ifname:?}: {error}", addresses[at]))
             }
@@ -60,7 +62,7 @@ pub(super) fn configure(
                 ))
             }
         })?;
-        if settings.enable_dad && gateway(false).is_some() {
+        if detection != Detection::Off && gateway(false).is_some() {
             wait_for_detection(socket, index, ifname)?;
         }
         Ok(())
@@ -68,13 +70,21 @@ pub(super) fn configure(
 }
 
 /// Settings of the kernel that have to be there before the addresses.
-fn prepare(settings: &Settings, ifname: &str, ipv6: bool) -> Result<(), Error> {
+fn prepare(detection: Detection, ifname: &str, ipv6: bool) -> Result<(), Error> {
     // Kernels differ in which of these they have, and without them everything works, only slower.
-    if settings.enable_dad {
-        let _ = sysctl::write(&format!("net/ipv6/conf/{ifname}/enhanced_dad"), "1");
-        let _ = sysctl::write(&format!("net/ipv6/conf/{ifname}/accept_dad"), "1");
-    } else {
-        let _ = sysctl::write(&format!("net/ipv6/conf/{ifname}/accept_dad"), "0");
+    match detection {
+        Detection::On => {
+            let _ = sysctl::write(&format!("net/ipv6/conf/{ifname}/enhanced_dad"), "1");
+            let _ = sysctl::write(&format!("net/ipv6/conf/{ifname}/accept_dad"), "1");
+        }
+        Detection::Off => {
+            let _ = sysctl::write(&format!("net/ipv6/conf/{ifname}/accept_dad"), "0");
+        }
+        // Neighbors that the node does not know may remember whoever had the address before.
+        Detection::KernelDefault if ipv6 => {
+            let _ = sysctl::write(&format!("net/ipv6/conf/{ifname}/ndisc_notify"), "1");
+        }
+        Detection::KernelDefault => {}
     }
     // The kernel tells the neighbors of the address once the link is up.
     let _ = sysctl::write(&format!("net/ipv4/conf/{ifname}/arp_notify"), "1");
@@ -128,18 +138,22 @@ fn wait_for_detection(socket: &mut Socket, index: u32, ifname: &str) -> Result<(
             return Ok(());
         }
         if started.elapsed() > DETECTION_PATIENCE {
-            return Err(failed("addresses are still tentative after 5 s"));
+            let link = link::by_index(socket, index).map_err(|error| failed(&error.to_string()))?;
+            // Without a carrier nobody can be asked.
+            return match link.map(|link| link.operational) {
+                Some(Operational::Up) => Err(failed("addresses are still tentative after 5 s")),
+                _ => Ok(()),
+            };
         }
         thread::sleep(Duration::from_millis(20));
     }
 }
 
 /// The addresses of the attachment's interface that are valid everywhere; none if it is gone.
-pub(super) fn addresses(request: &Request) -> Vec<IpNet> {
-    let environment = &request.environment;
-    let Ok(namespace) = netns::open(Path::new(&environment.netns)) else { return Vec::new() };
-    let addresses = inside(&namespace, &environment.ifname, |socket, index| {
-        address::list(socket, Some(index)).map_err(|error| Error::internal(error.to_string()))
+pub(crate) fn addresses(request: &Request) -> Vec<IpNet> {
+    let Some(namespace) = sandbox(request) else { return Vec::new() };
+    let addresses = inside(&namespace, &request.environment.ifname, |socket, index| {
+        address::list(socket, Some(index)).map_err(internal)
     });
     let global = |address: &address::Address| address.scope == address::SCOPE_GLOBAL;
     addresses
@@ -150,19 +164,48 @@ pub(super) fn addresses(request: &Request) -> Vec<IpNet> {
         .collect()
 }
 
-/// Does something with the interface of that name in the container's namespace.
-pub(super) fn inside<T>(
-    namespace: &Namespace,
-    ifname: &str,
-    work: impl FnOnce(&mut Socket, u32) -> Result<T, Error>,
-) -> Result<T, Error> {
-    let done = namespace.enter(|| {
-        let mut socket = open_socket()?;
-        let name: LinkName = ifname.parse().map_err(|error| Error::internal(format!("{error}")))?;
-        let index = link::index(&socket, name)
-            .map_err(|error| Error::internal(error.to_string()))?
-            .ok_or_else(|| Error::internal(format!("failed to lookup {ifname:?}: Link not found")))?;
-        work(&mut socket, index)
-    });
-    done.map_err(|error| Error::internal(error.to_string()))?
+/// Fails unless an interface still has the addresses and routes of a result.
+pub(crate) fn check(socket: &mut Socket, index: u32, ifname: &str, result: &AddResult) -> Result<(), Error> {
+    let addresses = address::list(socket, Some(index)).map_err(internal)?;
+    let routes = route::list(socket).map_err(internal)?;
+    for ip in &result.ips {
+        if !addresses.iter().any(|address| address.net == ip.address) {
+            return Err(Error::internal(format!(
+                "Failed to match addr {} on interface {ifname}",
+                ip.address
+            )));
+        }
+        let whole = ip.address.prefix_len() == ip.address.max_prefix_len();
+        if !whole && !routes.iter().any(|route| route.destination == ip.address.trunc()) {
+            return Err(Error::internal(format!(
+                "Expected Route {} for addr {} on interface {ifname} not found",
+                ip.address.trunc(),
+                ip.address
+            )));
+        }
+    }
+    // Routes of other tables are for plugins that come later, and the kernel is asked for the main one.
+    for wanted in result.routes.iter().filter(|route| route.table.is_none()) {
+        let gateway = wanted.gw.filter(|_| wanted.dst.prefix_len() > 0);
+        let is_there = routes.iter().any(|route| {
+            route.destination == wanted.dst.trunc()
+                && gateway.is_none_or(|gateway| goes_via(route.target, gateway))
+        });
+        if !is_there {
+            return Err(Error::internal(format!("Expected Route {} via {gateway:?} not found", wanted.dst)));
+        }
+    }
+    Ok(())
+}
+
+fn goes_via(target: FoundTarget, wanted: IpAddr) -> bool {
+    match target {
+        FoundTarget::Via { gateway, .. } => gateway == wanted,
+        // Several paths, or a next-hop object: somebody changed it later and meant to.
+        _ => true,
+    }
+}
+
+fn internal(error: KernelError) -> Error {
+    Error::internal(error.to_string())
 }
