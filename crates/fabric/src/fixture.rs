@@ -9,6 +9,7 @@ use crate::backend::VtepMacs;
 use crate::config::NetworkConfig;
 use crate::firewall::SourcePorts;
 use crate::host::{ExternalInterface, Host, Reach, RouteStyle, UnderlayRoute};
+use crate::instance::Instance;
 use crate::lease::{Attributes, Lease, LeaseSet, Subnets};
 use crate::mac::Mac;
 use crate::plan::{Intent, Masquerade, Options};
@@ -70,6 +71,7 @@ pub(crate) fn intent(json: &str) -> Intent {
                 underlay("fd09::/64", Reach::Direct),
             ],
             route_style: RouteStyle::Plain,
+            public_here: Vec::new(),
         },
         config,
         options: Options {
@@ -81,6 +83,7 @@ pub(crate) fn intent(json: &str) -> Intent {
             },
             forward_rules: true,
             blackhole_route: false,
+            instance: Instance::default(),
         },
         macs: macs(1),
     }

@@ -4,10 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use crate::dataplane::{Observed, Target};
+use crate::dataplane::{Observed, Route, Target};
 use crate::lease::Subnets;
 use crate::link_name::LinkName;
-use crate::ownership::Ownership;
+use crate::ownership::{Ownership, ROUTE_PROTOCOL};
 
 /// The interface that carries traffic to other nodes, and the node's addresses on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,12 +68,16 @@ pub struct Host {
     pub underlay: Vec<UnderlayRoute>,
     /// How IPv4 routes to peers are written.
     pub route_style: RouteStyle,
+    /// Those of the public addresses that this host has itself; one behind NAT has none.
+    pub public_here: Vec<IpAddr>,
 }
 
 impl UnderlayRoute {
     /// The host's own routes in an observation: those that are not flannel's.
     pub fn all_of(observed: &Observed, ownership: &Ownership) -> Vec<UnderlayRoute> {
-        let foreign = observed.routes.iter().filter(|route| !ownership.owns_route(route));
+        // Another flannel on the host has routes to pods, none to nodes.
+        let foreign = |route: &&Route| !ownership.owns_route(route) && route.protocol != ROUTE_PROTOCOL;
+        let foreign = observed.routes.iter().filter(foreign);
         foreign
             .filter_map(|route| {
                 let (link, reach) = match route.target {
@@ -89,6 +93,21 @@ impl UnderlayRoute {
 }
 
 impl Host {
+    /// A node of which nothing was observed yet.
+    pub fn new(external: ExternalInterface, own: Subnets) -> Host {
+        let (underlay, public_here) = (Vec::new(), Vec::new());
+        Host { external, own, underlay, route_style: RouteStyle::default(), public_here }
+    }
+
+    /// Takes the facts that change under way from an observation.
+    pub fn look_at(&mut self, observed: &Observed, ownership: &Ownership) {
+        self.underlay = UnderlayRoute::all_of(observed, ownership);
+        let ExternalInterface { public_ipv4, public_ipv6, .. } = self.external;
+        let public = public_ipv4.map(IpAddr::V4).into_iter().chain(public_ipv6.map(IpAddr::V6));
+        let has = |ip: &IpAddr| observed.addresses.iter().any(|(_, net)| net.addr() == *ip);
+        self.public_here = public.filter(has).collect();
+    }
+
     /// Whether `peer` is on one of the host's links, by longest prefix match over the main table.
     ///
     /// The original asks the kernel (RTM_GETROUTE) and calls a peer direct when exactly one route

@@ -14,6 +14,7 @@ pub mod dataplane;
 pub mod firewall;
 pub mod forward;
 pub mod host;
+pub mod instance;
 pub mod lease;
 pub mod link_name;
 pub mod mac;

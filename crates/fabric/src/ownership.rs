@@ -10,14 +10,19 @@
 //!   are the kernel's.
 //! * **addresses**: on a device of ours, and inside the flannel network. An address that an operator
 //!   or NetworkManager put there, outside the network, is theirs.
-//! * **routes**: those with our protocol number. And those that the original flannel would have made,
-//!   which have the protocol `boot` like everything typed by hand: in the main table, unicast, with a
+//! * **routes**: those with our protocol number that lead into our network or through a device of
+//!   ours; elsewhere they are those of another flannel on this host, with a network of its own. (What
+//!   a changed network leaves behind is ours too, once.) And those that the original flannel would
+//!   have made, which have the protocol `boot` like everything typed by hand: in the main table, unicast, with a
 //!   gateway, to a subnet inside the flannel network that is not our own and is at least as long as
 //!   the subnets leased in it. Nobody but flannel has a reason to write such a route, and where
 //!   somebody did, it contradicts the leases. They are adopted, so that a node can be taken over from
 //!   the original without losing a packet.
-//! * **next-hop objects**: those with our protocol number; they are observed by it.
-//! * **firewall tables**: those of the original's names, which are ours as well.
+//! * **next-hop objects**: those with our protocol number, by which they are observed, that are on a
+//!   device of ours or serve no route of another flannel.
+//! * **firewall tables**: those of the original's names, which are ours as well; of another flannel on
+//!   the same host, those with its name added.
+//! * **accepting rules in `FORWARD`**: those with our comment for our network.
 
 use std::collections::BTreeSet;
 
@@ -25,6 +30,7 @@ use ipnet::IpNet;
 
 use crate::dataplane::{Route, Target};
 use crate::firewall::{Family, TableName};
+use crate::instance::Instance;
 use crate::lease::Subnets;
 use crate::link_name::LinkName;
 
@@ -39,16 +45,28 @@ pub const IPV4_TABLE: &str = "flannel-ipv4";
 pub const IPV6_TABLE: &str = "flannel-ipv6";
 
 /// What of the kernel's objects is ours on this node.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Ownership {
     links: BTreeSet<LinkName>,
     networks: Vec<IpNet>,
+    former: Vec<IpNet>,
     own: Subnets,
+    tables: [TableName; 2],
     everything: bool,
+}
+
+/// Ownership where nothing but our marks is known.
+impl Default for Ownership {
+    fn default() -> Ownership {
+        Ownership::new([], [], Subnets::default())
+    }
 }
 
 impl Ownership {
     /// Ownership on a node that wants `links`, in `networks`, with its `own` pod subnets.
+    ///
+    /// Without any network, because it is not known any more, all that bears our protocol number or
+    /// comment counts as ours.
     pub fn new(
         links: impl IntoIterator<Item = LinkName>,
         networks: impl IntoIterator<Item = IpNet>,
@@ -57,9 +75,24 @@ impl Ownership {
         Ownership {
             links: links.into_iter().collect(),
             networks: networks.into_iter().collect(),
+            former: Vec::new(),
             own,
+            tables: own_tables(),
             everything: false,
         }
+    }
+
+    /// The same with the firewall tables of one flannel among several.
+    pub fn of_instance(mut self, instance: &Instance) -> Ownership {
+        self.tables = tables_of(instance);
+        self
+    }
+
+    /// The same after a change of the network, of which the former routes and accepting rules are to
+    /// be taken away.
+    pub fn after(mut self, former: &[IpNet]) -> Ownership {
+        self.former = former.to_vec();
+        self
     }
 
     /// Ownership of all there is, for a comparison of two plans.
@@ -82,14 +115,35 @@ impl Ownership {
         self.everything || (self.owns_link(link) && self.networks.iter().any(|n| n.contains(&net.addr())))
     }
 
-    /// Whether a route of the main table is ours.
+    /// Whether a route of the main table is ours, as far as the route itself tells: one that names a
+    /// next-hop object is also ours if the object is on a device of ours.
     pub fn owns_route(&self, route: &Route) -> bool {
-        self.everything || route.protocol == ROUTE_PROTOCOL || self.is_originals(route)
+        let by_protocol = || {
+            route.protocol == ROUTE_PROTOCOL
+                && (self.owns_network(&route.destination)
+                    || route.link().is_some_and(|link| self.owns_link(&link)))
+        };
+        self.everything || by_protocol() || self.is_originals(route)
+    }
+
+    /// Whether an accepting rule in `FORWARD` with our comment is ours.
+    pub fn owns_forward(&self, net: &IpNet) -> bool {
+        self.everything || self.owns_network(net)
     }
 
     /// Whether a firewall table is ours.
     pub fn owns_table(&self, name: &TableName) -> bool {
-        self.everything || own_tables().contains(name)
+        self.everything || self.tables.contains(name)
+    }
+
+    /// The firewall tables that are ours.
+    pub fn tables(&self) -> &[TableName] {
+        &self.tables
+    }
+
+    /// Whether pod addresses of this range are, or were, those of our network.
+    fn owns_network(&self, net: &IpNet) -> bool {
+        self.networks.is_empty() || self.networks.iter().chain(&self.former).any(|ours| ours.contains(net))
     }
 
     /// Whether the original flannel would have made this route for a peer.
@@ -107,12 +161,16 @@ impl Ownership {
     }
 }
 
-/// The firewall tables that are ours.
+/// The firewall tables of the only flannel on a host.
 pub fn own_tables() -> [TableName; 2] {
-    [
-        TableName { family: Family::Ipv4, name: IPV4_TABLE.to_owned() },
-        TableName { family: Family::Ipv6, name: IPV6_TABLE.to_owned() },
-    ]
+    tables_of(&Instance::default())
+}
+
+/// The firewall tables of one flannel among several: IPv4, IPv6.
+pub fn tables_of(instance: &Instance) -> [TableName; 2] {
+    let suffix = instance.table_suffix();
+    [(Family::Ipv4, IPV4_TABLE), (Family::Ipv6, IPV6_TABLE)]
+        .map(|(family, name)| TableName { family, name: format!("{name}{suffix}") })
 }
 
 #[cfg(test)]
@@ -137,12 +195,38 @@ mod tests {
     #[test]
     fn routes_of_our_protocol_are_ours_and_so_are_the_originals() {
         assert!(owned("10.244.2.0/24", Some("10.244.2.0"), 0, ROUTE_PROTOCOL));
-        assert!(
-            owned("10.250.2.0/24", Some("10.244.2.0"), 7, ROUTE_PROTOCOL),
-            "after a change of the network"
-        );
         assert!(owned("10.244.2.0/24", Some("10.244.2.0"), 0, ROUTE_PROTOCOL_BOOT));
         assert!(owned("10.244.2.0/25", Some("192.168.0.2"), 0, ROUTE_PROTOCOL_BOOT));
+    }
+
+    #[test]
+    fn another_flannel_on_the_host_keeps_its_own() {
+        let route = |destination: &str, link: &str| Route {
+            destination: destination.parse().unwrap(),
+            metric: 0,
+            target: Target::Via(NextHop {
+                gateway: "192.168.0.2".parse().unwrap(),
+                link: link.parse().unwrap(),
+                onlink: false,
+            }),
+            protocol: ROUTE_PROTOCOL,
+        };
+        let (ours, theirs) = ("10.244.0.0/16".parse().unwrap(), "10.250.0.0/16".parse().unwrap());
+        let ownership = intent(VXLAN).ownership();
+        assert!(!ownership.owns_route(&route("10.250.2.0/24", "eth0")));
+        assert!(ownership.owns_route(&route("10.250.2.0/24", "flannel.1")), "a device of ours");
+        assert!(ownership.owns_forward(&ours) && !ownership.owns_forward(&theirs));
+        let tables = tables_of(&Instance::of("/run/vxlan.env".as_ref()));
+        assert_eq!(tables[0].to_string(), "ip flannel-ipv4-vxlan");
+        assert!(!ownership.owns_table(&tables[0]));
+        let named = ownership.clone().of_instance(&Instance::of("/run/vxlan.env".as_ref()));
+        assert!(named.owns_table(&tables[0]) && !named.owns_table(&own_tables()[0]));
+
+        let changed = ownership.after(&[theirs]);
+        assert!(changed.owns_route(&route("10.250.2.0/24", "eth0")), "after a change of the network");
+        assert!(changed.owns_forward(&theirs));
+        let unknown = Ownership::new([], [], Subnets::default());
+        assert!(unknown.owns_route(&route("10.250.2.0/24", "eth0")) && unknown.owns_forward(&theirs));
     }
 
     #[test]

@@ -11,8 +11,9 @@ use crate::config::NetworkConfig;
 use crate::dataplane::{Dataplane, Route, Target};
 use crate::firewall::{SourcePorts, Table};
 use crate::host::Host;
+use crate::instance::Instance;
 use crate::lease::{Lease, LeaseSet, Subnets};
-use crate::ownership::{Ownership, ROUTE_PROTOCOL, own_tables};
+use crate::ownership::{Ownership, ROUTE_PROTOCOL, tables_of};
 use crate::{forward, masquerade};
 
 /// What the operator asked for, apart from the network configuration.
@@ -24,6 +25,8 @@ pub struct Options {
     pub forward_rules: bool,
     /// `--ip-blackhole-route`
     pub blackhole_route: bool,
+    /// Which flannel of the host this is, by `--subnet-file`.
+    pub instance: Instance,
 }
 
 /// Masquerading.
@@ -108,7 +111,9 @@ impl Intent {
 
     /// What is ours on this node.
     pub fn ownership(&self) -> Ownership {
-        Ownership::new(self.config.backend.links(&self.config), self.config.networks(), self.host.own)
+        let Intent { config, options, host, .. } = self;
+        Ownership::new(config.backend.links(config), config.networks(), host.own)
+            .of_instance(&options.instance)
     }
 
     /// What the node needs whoever its peers are.
@@ -135,9 +140,9 @@ impl Intent {
     /// Compatibility: name, comment and chains are the original's, one table for each family: whoever
     /// of the two starts next finds the other's table in place and replaces it in one transaction.
     fn table(&self, network: IpNet) -> Option<Table> {
-        let Options { masquerade, forward_rules, .. } = &self.options;
+        let Options { masquerade, forward_rules, instance, .. } = &self.options;
         let own = self.host.own;
-        let [ipv4_name, ipv6_name] = own_tables();
+        let [ipv4_name, ipv6_name] = tables_of(instance);
         let (name, masquerades, own) = match network {
             IpNet::V4(_) => (ipv4_name, masquerade.ipv4, own.ipv4.map(IpNet::V4)),
             IpNet::V6(_) => (ipv6_name, masquerade.ipv6, own.ipv6.map(IpNet::V6)),

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::Path;
 use crate::firewall::SourcePorts;
+use crate::instance::Instance;
 use crate::plan;
 
 /// Seconds since 1970 in UTC.
@@ -37,10 +38,7 @@ impl Files {
     /// Several daemons may share a directory if their subnet files have different names, as in the
     /// original: beside `vxlan.env` the files are called `vxlan.status.json` and so on.
     pub fn beside(subnet_file: &FilePath) -> Files {
-        let prefix = match subnet_file.file_stem().and_then(|stem| stem.to_str()) {
-            None | Some("subnet") => String::new(),
-            Some(stem) => format!("{stem}."),
-        };
+        let prefix = Instance::of(subnet_file).file_prefix();
         let beside = |name: &str| subnet_file.with_file_name(format!("{prefix}{name}"));
         Files {
             subnet: subnet_file.to_owned(),
@@ -120,6 +118,8 @@ pub struct Asked {
     pub forward_rules: bool,
     /// Whether there is a blackhole route for the node's own subnet.
     pub blackhole_route: bool,
+    /// Which flannel of the host it is; empty for the one whose subnet file is `subnet.env`.
+    pub instance: Instance,
 }
 
 impl From<&plan::Options> for Asked {
@@ -131,6 +131,7 @@ impl From<&plan::Options> for Asked {
             masquerade_keeps_ports: options.masquerade.source_ports == SourcePorts::Kept,
             forward_rules: options.forward_rules,
             blackhole_route: options.blackhole_route,
+            instance: options.instance.clone(),
         }
     }
 }
@@ -147,6 +148,7 @@ impl From<&Asked> for plan::Options {
             },
             forward_rules: asked.forward_rules,
             blackhole_route: asked.blackhole_route,
+            instance: asked.instance.clone(),
         }
     }
 }

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use fabric::LinkName;
 use fabric::dataplane::{self, Change, Dataplane, Observed, ObservedLinkKind, Prune};
+use fabric::instance::Instance;
 use fabric::lease::Subnets;
 use fabric::ownership::Ownership;
 use fabric::status::Files;
@@ -83,7 +84,8 @@ fn ownership(files: &Files) -> Result<Ownership> {
     // The routes of the original cannot be told from those of others without the network.
     let nobody = Ownership::new([], [], Subnets::default());
     let observed = plan::observe(&nobody, Vec::new())?;
-    Ok(Ownership::new(flannel_devices(&observed), [], Subnets::default()))
+    let ownership = Ownership::new(flannel_devices(&observed), [], Subnets::default());
+    Ok(ownership.of_instance(&Instance::of(&files.subnet)))
 }
 
 /// VXLAN devices that are called as flannel calls its own.

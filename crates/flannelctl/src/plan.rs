@@ -10,9 +10,9 @@ use anyhow::{Context, Result, bail};
 use fabric::backend::VtepMacs;
 use fabric::config::NetworkConfig;
 use fabric::dataplane::{self, Change, Dataplane, Observed, Prune, Target};
-use fabric::host::{ExternalInterface, Host, RouteStyle, UnderlayRoute};
+use fabric::host::{ExternalInterface, Host, RouteStyle};
 use fabric::lease::{Attributes, Lease, LeaseSet, Subnets};
-use fabric::ownership::{Ownership, own_tables};
+use fabric::ownership::Ownership;
 use fabric::plan::Intent;
 use fabric::status::{Files, Status};
 use kernel::{Kernel, Linux, Scope};
@@ -50,7 +50,7 @@ pub(crate) fn make(files: &Files) -> Result<Planned> {
     let ownership = intent.ownership();
     let node = intent.plan(&LeaseSet::default()).dataplane;
     let observed = observe(&ownership, node.sysctls.into_keys().collect())?;
-    intent.host.underlay = UnderlayRoute::all_of(&observed, &ownership);
+    intent.host.look_at(&observed, &ownership);
     intent.host.route_style = route_style(&observed);
     let wanted = intent.plan(&leases).dataplane;
     let changes = dataplane::changes(&wanted, &observed, &ownership, Prune::Yes);
@@ -59,7 +59,7 @@ pub(crate) fn make(files: &Files) -> Result<Planned> {
 
 /// One look at what could be flannel's.
 pub(crate) fn observe(ownership: &Ownership, sysctls: Vec<String>) -> Result<Observed> {
-    let scope = Scope { links: ownership.links().collect(), sysctls, tables: own_tables().into() };
+    let scope = Scope { links: ownership.links().collect(), sysctls, tables: ownership.tables().to_vec() };
     Ok(Linux::open()?.observe(&scope)?)
 }
 
@@ -104,12 +104,7 @@ impl Decided {
         let mac = |text: Option<String>| text.map(|text| text.parse()).transpose();
         let macs = VtepMacs { ipv4: mac(snapshot.vtep_mac)?, ipv6: mac(snapshot.vtep_v6_mac)? };
         let asked = status.asked.as_ref().context("this flanneld does not say what it was asked for")?;
-        let host = Host {
-            external: external(&status)?,
-            own: Subnets::from_key(&snapshot.own.key)?,
-            underlay: Vec::new(),
-            route_style: RouteStyle::default(),
-        };
+        let host = Host::new(external(&status)?, Subnets::from_key(&snapshot.own.key)?);
         let config = NetworkConfig::from_json(&snapshot.network)?;
         let leases = snapshot.leases.into_iter().map(Record::lease).collect::<Result<_>>()?;
         Ok(Decided { intent: Intent { config, options: asked.into(), host, macs }, leases })

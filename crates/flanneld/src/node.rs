@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use fabric::config::NetworkConfig;
-use fabric::host::{ExternalInterface, Host, RouteStyle};
+use fabric::host::{ExternalInterface, Host};
 use fabric::lease::{Attributes, LeaseSet};
 use fabric::plan::Intent;
 use fabric::status::{self, LeaseState};
+use ipnet::IpNet;
 use kernel::nftables::Nftables;
 use kernel::{Linux, nexthop, takeover};
 use store::{Store, StoreError, StoreHealth};
@@ -175,13 +176,16 @@ impl Node<'_> {
         };
         let links = config.backend.links(config);
         let leases = store.leases();
-        let next_hop_objects = !settings.plain_routes && nexthop::supported(kernel.socket())?;
+        // Another flannel on the host may need the same object with something else in it.
+        let alone = settings.options.instance.is_default();
+        let next_hop_objects = alone && !settings.plain_routes && nexthop::supported(kernel.socket())?;
         let reconciler = Reconciler::new(
             kernel,
             Inputs {
                 intent: channels.intent.subscribe(),
                 leases: leases.clone(),
                 remembered: remembered_leases,
+                former_networks: former_networks(snapshot.as_ref(), config),
                 kernel_changed: channels.notifications.anything.subscribe(),
             },
             Manner { interval: settings.interval, next_hop_objects },
@@ -262,12 +266,7 @@ impl Node<'_> {
                 }
             });
             if let Some(own) = own.borrow_and_update().clone() {
-                let host = Host {
-                    external: interface,
-                    own: own.lease.subnets,
-                    underlay: Vec::new(),
-                    route_style: RouteStyle::Plain,
-                };
+                let host = Host::new(interface, own.lease.subnets);
                 let options = self.settings.options.clone();
                 let intent = Intent { config: config.clone(), options, host, macs };
                 channels.intent.send_if_modified(|now| replace(now, Some(intent)));
@@ -376,6 +375,14 @@ impl Node<'_> {
             status.asked = Some(status::Asked::from(&self.settings.options));
         });
     }
+}
+
+/// The networks of the last run that are no more.
+fn former_networks(snapshot: Option<&Snapshot>, config: &NetworkConfig) -> Vec<IpNet> {
+    let Some(Ok(former)) = snapshot.map(|snapshot| NetworkConfig::from_json(&snapshot.network)) else {
+        return Vec::new();
+    };
+    former.networks().filter(|former| !config.networks().any(|now| now == *former)).collect()
 }
 
 fn from_snapshot(snapshot: &Snapshot) -> Option<Start> {

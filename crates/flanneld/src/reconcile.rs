@@ -14,11 +14,11 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use fabric::dataplane::{self, Change, Prune};
-use fabric::host::{RouteStyle, UnderlayRoute};
+use fabric::host::RouteStyle;
 use fabric::lease::{Lease, LeaseSet, Subnets};
-use fabric::ownership;
 use fabric::plan::{Intent, Plan};
 use fabric::status;
+use ipnet::IpNet;
 use kernel::{Failure, Kernel, Scope};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -51,6 +51,8 @@ pub struct Inputs {
     pub leases: watch::Receiver<Option<LeaseSet>>,
     /// The leases of the last run, for until then.
     pub remembered: Option<LeaseSet>,
+    /// Networks of the last run that are no more: what is left of them is taken away.
+    pub former_networks: Vec<IpNet>,
     /// Changes whenever the kernel says that something changed.
     pub kernel_changed: watch::Receiver<u64>,
 }
@@ -168,10 +170,8 @@ impl<K: Kernel> Reconciler<K> {
         if before.len() + after.len() > BULK {
             return self.schedule.at_once(now);
         }
-        let answer = dataplane::between(
-            &intent.plan_for(&before, &last).dataplane,
-            &intent.plan_for(&after, &self.leases).dataplane,
-        );
+        let (plan_before, plan_after) = intent.plans_between(&last, &self.leases);
+        let answer = dataplane::between(&plan_before.dataplane, &plan_after.dataplane);
         log_peers(&before, &after, intent.host.own);
         answer.iter().for_each(|change| tracing::debug!("{change}"));
         let failures = self.kernel.apply(&answer);
@@ -206,11 +206,11 @@ impl<K: Kernel> Reconciler<K> {
     fn pass_for(&mut self, mut intent: Intent) -> bool {
         // The same objects whoever the peers are: their sysctls are what to ask the kernel for.
         let node = intent.plan(&LeaseSet::default()).dataplane;
-        let ownership = intent.ownership();
+        let ownership = intent.ownership().after(&self.inputs.former_networks);
         let scope = Scope {
             links: ownership.links().collect(),
             sysctls: node.sysctls.into_keys().collect(),
-            tables: ownership::own_tables().to_vec(),
+            tables: ownership.tables().to_vec(),
         };
         let observed = match self.kernel.observe(&scope) {
             Ok(observed) => observed,
@@ -220,7 +220,7 @@ impl<K: Kernel> Reconciler<K> {
                 return true;
             }
         };
-        intent.host.underlay = UnderlayRoute::all_of(&observed, &ownership);
+        intent.host.look_at(&observed, &ownership);
         intent.host.route_style = self.route_style();
         if self.unsettled {
             // What it took to read the leases is free by now, and would add to what the plan takes.
@@ -247,6 +247,10 @@ impl<K: Kernel> Reconciler<K> {
         }
         self.made = node_stands.then_some(intent);
         let failed = !failures.is_empty();
+        if !failed && prune == Prune::Yes {
+            // Once: from now on they may be those of another flannel on this host.
+            self.inputs.former_networks.clear();
+        }
         self.unsettled = false;
         self.refused = failures.into_iter().map(|failure| failure.change).collect();
         failed

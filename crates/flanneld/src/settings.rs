@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use fabric::firewall::SourcePorts;
+use fabric::instance::Instance;
 use fabric::plan::{Masquerade, Options};
 use fabric::status::Files;
 use ipnet::IpNet;
@@ -161,6 +162,7 @@ fn options(flags: &Flags) -> anyhow::Result<Options> {
         },
         forward_rules: flags.iptables_forward_rules,
         blackhole_route: flags.ip_blackhole_route,
+        instance: Instance::of(Path::new(&flags.subnet_file)),
     })
 }
 

@@ -8,7 +8,7 @@ use fabric::Mac;
 use fabric::backend::{Backend, VtepMacs};
 use fabric::config::NetworkConfig;
 use fabric::dataplane::{LinkKind, ObservedLinkKind};
-use fabric::host::{ExternalInterface, Host, RouteStyle};
+use fabric::host::{ExternalInterface, Host};
 use fabric::lease::{Lease, LeaseSet, Subnets};
 use fabric::plan::{Intent, Options};
 use kernel::{Kernel, Scope};
@@ -21,12 +21,7 @@ pub fn of_devices(
     (external, options): (&ExternalInterface, &Options),
 ) -> anyhow::Result<VtepMacs> {
     let any = Mac::locally_administered([0; 6]);
-    let host = Host {
-        external: external.clone(),
-        own: Subnets::default(),
-        underlay: Vec::new(),
-        route_style: RouteStyle::Plain,
-    };
+    let host = Host::new(external.clone(), Subnets::default());
     let macs = VtepMacs { ipv4: Some(any), ipv6: Some(any) };
     let intent = Intent { config: config.clone(), options: options.clone(), host, macs };
     let wanted = intent.plan(&LeaseSet::default()).dataplane.links;

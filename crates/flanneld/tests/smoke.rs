@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use fabric::status::Status;
+use fabric::status::{Files, Status};
 
 #[allow(clippy::disallowed_methods, reason = "a test runs the real programs to see what they see")]
 fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
@@ -57,16 +57,22 @@ impl Pair {
     }
 
     fn start(&self, name: &str) -> Daemon {
+        self.start_one_of(name, "store", "subnet.env")
+    }
+
+    /// Starts one of several flannels in a namespace.
+    fn start_one_of(&self, name: &str, store: &str, subnet_file: &str) -> Daemon {
         let dir = self.dir.path().join(name);
-        let store = self.dir.path().join("store");
+        let store = self.dir.path().join(store);
+        let subnet_file = dir.join(subnet_file);
         let child = command("ip")
             .args(["netns", "exec", &self.namespace(name), env!("CARGO_BIN_EXE_flanneld"), "--ip-masq"])
             .arg(format!("--store=file:{}", store.display()))
-            .arg(format!("--subnet-file={}", dir.join("subnet.env").display()))
+            .arg(format!("--subnet-file={}", subnet_file.display()))
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        Daemon { child, dir }
+        Daemon { child, dir, status_file: Files::beside(&subnet_file).status }
     }
 }
 
@@ -82,11 +88,12 @@ impl Drop for Pair {
 struct Daemon {
     child: Child,
     dir: PathBuf,
+    status_file: PathBuf,
 }
 
 impl Daemon {
     fn status(&self) -> Option<Status> {
-        serde_json::from_slice(&std::fs::read(self.dir.join("status.json")).ok()?).ok()
+        serde_json::from_slice(&std::fs::read(&self.status_file).ok()?).ok()
     }
 
     /// Asks to end; the exit code and what was logged.
@@ -205,7 +212,8 @@ fn a_node_without_configuration_lives_is_not_ready_and_says_what_it_awaits() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let daemon = Daemon { child, dir: pair.dir.path().join("a") };
+    let dir = pair.dir.path().join("a");
+    let daemon = Daemon { child, status_file: dir.join("status.json"), dir };
     let get = |path: &str| {
         let inside = kernel::netns::open(&Path::new("/run/netns").join(&namespace)).unwrap();
         wait_for("an answer", || {
@@ -228,4 +236,70 @@ fn a_node_without_configuration_lives_is_not_ready_and_says_what_it_awaits() {
     std::fs::write(pair.dir.path().join("store/config"), config).unwrap();
     ready(&daemon, 0);
     assert!(get("/readyz").ends_with("flanneld is ready"));
+}
+
+#[test]
+fn two_flannels_share_a_host_without_fighting() {
+    let pair = Pair::new("multi");
+    let store = |name: &str, network: &str, backend: &str| {
+        let dir = pair.dir.path().join(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        let config = format!(r#"{{"Network":"{network}","Backend":{{"Type":"{backend}"}}}}"#);
+        std::fs::write(dir.join("config"), config).unwrap();
+    };
+    store("vxlan", "10.11.0.0/16", "vxlan");
+    store("hostgw", "10.12.0.0/16", "host-gw");
+    let namespace = pair.namespace("a");
+    let inside = |words: &str| ip(&format!("netns exec {namespace} {words}"));
+    inside("iptables -P FORWARD DROP");
+    let start = |node: &str, name: &str| pair.start_one_of(node, name, &format!("{name}.env"));
+    let (vxlan, hostgw) = (start("a", "vxlan"), start("a", "hostgw"));
+    let (b_vxlan, b_hostgw) = (start("b", "vxlan"), start("b", "hostgw"));
+    for daemon in [&vxlan, &hostgw, &b_vxlan, &b_hostgw] {
+        ready(daemon, 1);
+    }
+    let route = |network: &str| {
+        let routes = ip(&format!("-n {namespace} route show proto 102"));
+        routes.lines().find(|line| line.starts_with(network)).map(|line| line.trim().to_owned())
+    };
+    // With the numbers of tables and rules: one that was made anew has another.
+    let held = |network: &str, tables: &str| {
+        let table = inside(&format!("nft -a list table ip {tables}"));
+        let accepts = inside("iptables -S FORWARD");
+        let accepts = accepts.lines().filter(|line| line.contains(network)).count();
+        (route(network), table, accepts)
+    };
+    let of_vxlan = || held("10.11.", "flannel-ipv4-vxlan");
+    let of_hostgw = || held("10.12.", "flannel-ipv4-hostgw");
+    let before = (of_vxlan(), of_hostgw());
+    assert!(before.0.0.is_some() && before.1.0.is_some(), "{before:?}");
+    assert_eq!((before.0.2, before.1.2), (2, 2), "{before:?}");
+
+    // A repair of the one is a look of its at everything, and one of the other as well.
+    for (network, its_own, other) in [("10.11.", &vxlan, &hostgw), ("10.12.", &hostgw, &vxlan)] {
+        let others = other.status().unwrap().repairs;
+        let lost = route(network).unwrap();
+        ip(&format!("-n {namespace} route delete {lost} proto 102"));
+        wait_for("the repair in the status", || {
+            its_own.status().filter(|status| status.repairs.len() == 1 && route(network).is_some())
+        });
+        assert_eq!(other.status().unwrap().repairs, others);
+    }
+    assert_eq!((of_vxlan(), of_hostgw()), before);
+
+    // One is killed, and what it had changes meanwhile: nobody touches it until it is back.
+    drop(vxlan);
+    let lost = route("10.11.").unwrap();
+    ip(&format!("-n {namespace} route delete {lost} proto 102"));
+    let lost = route("10.12.").unwrap();
+    ip(&format!("-n {namespace} route delete {lost} proto 102"));
+    wait_for("the repair in the status", || hostgw.status().filter(|status| status.repairs.len() == 2));
+    assert_eq!(route("10.11."), None);
+    let vxlan = start("a", "vxlan");
+    ready(&vxlan, 1);
+    assert_eq!((of_vxlan(), of_hostgw()), before);
+    for daemon in [&vxlan, &hostgw, &b_vxlan, &b_hostgw] {
+        assert_eq!(daemon.status().unwrap().failures, []);
+    }
+    assert_eq!(hostgw.status().unwrap().repairs.len(), 2);
 }

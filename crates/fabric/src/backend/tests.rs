@@ -1,7 +1,8 @@
 use super::*;
-use crate::dataplane::Change;
+use crate::dataplane::{Change, LinkKind, Observed};
 use crate::fixture::{self, HOST_GW, VXLAN, external, intent, lease, macs, raw, with_ipv6};
 use crate::host::Reach;
+use crate::lease::LeaseSet;
 use crate::plan::Intent;
 
 /// The outcome for one lease on node 1, and what it adds to the kernel.
@@ -295,4 +296,23 @@ fn a_device_waits_for_what_it_needs() {
     assert_eq!(links(&intent), (1, 0), "no lease yet: a device without an address");
     intent.macs.ipv4 = None;
     assert_eq!(links(&intent), (0, 0));
+}
+
+#[test]
+fn a_public_address_behind_nat_is_told_to_peers_and_not_sent_from() {
+    let mut intent = intent(VXLAN);
+    intent.host.external.public_ipv4 = Some([203, 0, 113, 7].into());
+    let local = |intent: &Intent| {
+        let links = intent.plan(&LeaseSet::default()).dataplane.links;
+        let LinkKind::Vxlan(vxlan) = &links.values().next().unwrap().kind;
+        vxlan.local.to_string()
+    };
+    let attributes = intent.config.backend.attributes(&intent.config, &intent.host.external, intent.macs);
+    assert_eq!(attributes.public_ipv4, intent.host.external.public_ipv4);
+    assert_eq!(local(&intent), "192.168.0.1", "no device has the public one");
+
+    let mut observed = Observed::default();
+    observed.addresses.insert(("lo".parse().unwrap(), "203.0.113.7/32".parse().unwrap()));
+    intent.host.look_at(&observed, &intent.ownership());
+    assert_eq!(local(&intent), "203.0.113.7", "as in the original");
 }

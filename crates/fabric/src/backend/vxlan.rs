@@ -207,21 +207,29 @@ impl Vxlan {
     pub(super) fn device(&self, config: &NetworkConfig, host: &Host, macs: VtepMacs, into: &mut Dataplane) {
         for family in families(config) {
             let external = &host.external;
-            let (local, mac, own) = match family {
-                IpFamily::V4 => {
-                    (external.public_ipv4.map(IpAddr::V4), macs.ipv4, host.own.ipv4.map(IpNet::V4))
-                }
-                IpFamily::V6 => {
-                    (external.public_ipv6.map(IpAddr::V6), macs.ipv6, host.own.ipv6.map(IpNet::V6))
-                }
+            let (interface, public, mac, own) = match family {
+                IpFamily::V4 => (
+                    external.ipv4.map(IpAddr::V4),
+                    external.public_ipv4.map(IpAddr::V4),
+                    macs.ipv4,
+                    host.own.ipv4.map(IpNet::V4),
+                ),
+                IpFamily::V6 => (
+                    external.ipv6.map(IpAddr::V6),
+                    external.public_ipv6.map(IpAddr::V6),
+                    macs.ipv6,
+                    host.own.ipv6.map(IpNet::V6),
+                ),
             };
+            // Compatibility: the public address, as in the original, so that a device that it left
+            // behind is taken over as it is. But not one behind NAT, which this host does not have:
+            // the kernel can send nothing from it.
+            let local = public.filter(|ip| host.public_here.contains(ip)).or(interface).or(public);
             let (Some(local), Some(mac)) = (local, mac) else { continue };
             let name = self.link(family);
             let kind = LinkKind::Vxlan(dataplane::Vxlan {
                 vni: self.vni,
                 underlay: external.link,
-                // Compatibility: the public address, not the interface's, as in the original: a device
-                // that it left behind is taken over as it is.
                 local,
                 port: self.port,
                 learning: self.learning,

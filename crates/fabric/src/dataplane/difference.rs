@@ -1,9 +1,11 @@
 //! The difference between what is and what should be.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::{Change, Dataplane, IpFamily, Link, LinkKind, Observed, Route, Target};
 use crate::link_name::LinkName;
+use crate::mac::Mac;
 use crate::ownership::Ownership;
 
 /// Whether objects of ours that no plan wants may be removed. They may once the first complete set
@@ -192,18 +194,38 @@ impl Difference<'_> {
 
     fn fdb(&mut self) {
         for ((link, mac), to) in &self.wanted.fdb {
-            if self.gone(link) || !self.observed.fdb.contains(&(*link, *mac, *to)) {
+            if self.gone(link) {
+                self.changes.push(Change::SetFdb(*link, *mac, *to));
+                continue;
+            }
+            let mut others: Vec<_> = self.destinations(link, mac).filter(|is| is != to).collect();
+            let present = self.observed.fdb.contains(&(*link, *mac, *to));
+            if !present {
+                // Setting a MAC's entry replaces one of its destinations.
+                others.pop();
+            }
+            // Each further one would get a copy of every packet.
+            self.changes.extend(others.into_iter().map(|other| Change::RemoveFdb(*link, *mac, other)));
+            if !present {
                 self.changes.push(Change::SetFdb(*link, *mac, *to));
             }
         }
         for (link, mac, to) in &self.observed.fdb {
-            // Setting a MAC's entry replaces its destination, so only a MAC that is not wanted at all
-            // leaves something to remove.
             let wanted = self.wanted.fdb.contains_key(&(*link, *mac));
             if !wanted && !self.gone(link) && self.ownership.owns_link(link) {
                 self.removals.push(Change::RemoveFdb(*link, *mac, *to));
             }
         }
+    }
+
+    /// Where the kernel sends frames for an address.
+    fn destinations(&self, link: &LinkName, mac: &Mac) -> impl Iterator<Item = IpAddr> {
+        let (link, mac) = (*link, *mac);
+        let from = (link, mac, IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        self.observed
+            .fdb
+            .range(from..)
+            .map_while(move |(on, of, to)| ((*on, *of) == (link, mac)).then_some(*to))
     }
 
     /// Returns the ids whose object is there but says something else. Those lose their routes before
@@ -223,18 +245,27 @@ impl Difference<'_> {
                 None => self.changes.push(Change::AddNextHop(*id, *next_hop)),
             }
         }
+        let of_others: BTreeSet<u32> =
+            self.observed.routes.iter().filter(|route| !self.owns(route)).filter_map(object).collect();
         for (id, is) in &self.observed.next_hops {
-            if !self.wanted.next_hops.contains_key(id) && !self.gone(&is.link) {
+            let ours = self.ownership.owns_link(&is.link) || !of_others.contains(id);
+            if ours && !self.wanted.next_hops.contains_key(id) && !self.gone(&is.link) {
                 self.removals.push(Change::RemoveNextHop(*id));
             }
         }
         stale
     }
 
+    /// Whether a route is ours, by itself or by the next-hop object that it names.
+    fn owns(&self, route: &Route) -> bool {
+        let object = object(route).and_then(|id| self.observed.next_hops.get(&id));
+        self.ownership.owns_route(route) || object.is_some_and(|is| self.ownership.owns_link(&is.link))
+    }
+
     /// A route through a device that is gone, or to a next-hop object that is made anew, has gone with
     /// it.
     fn routes(&mut self, stale_next_hops: &BTreeSet<u32>) {
-        let (wanted, observed, ownership) = (self.wanted, self.observed, self.ownership);
+        let (wanted, observed) = (self.wanted, self.observed);
         let made = self.made.clone();
         let gone = |link: &LinkName| made.contains(link) || !observed.links.contains_key(link);
         let lost = |route: &Route| match route.target {
@@ -270,7 +301,7 @@ impl Difference<'_> {
             }
         }
         for route in &observed.routes {
-            if !wanted_keys.contains(&key(route)) && !lost(route) && ownership.owns_route(route) {
+            if !wanted_keys.contains(&key(route)) && !lost(route) && self.owns(route) {
                 self.removals.push(Change::RemoveRoute(*route));
             }
         }
@@ -296,9 +327,18 @@ impl Difference<'_> {
                 self.wanted.accepted_forwards.iter().filter(|net| IpFamily::of(net) == *family).collect();
             let missing = wanted.iter().filter(|net| !accepted.contains(net));
             self.changes.extend(missing.map(|net| Change::AcceptForward(**net)));
-            let left = accepted.iter().filter(|net| !wanted.contains(net));
+            let left =
+                accepted.iter().filter(|net| !wanted.contains(net) && self.ownership.owns_forward(net));
             self.removals.extend(left.map(|net| Change::RetractForward(*net)));
         }
+    }
+}
+
+/// The next-hop object that a route names.
+fn object(route: &Route) -> Option<u32> {
+    match route.target {
+        Target::NextHopObject(id) => Some(id),
+        _ => None,
     }
 }
 

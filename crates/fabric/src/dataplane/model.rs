@@ -134,8 +134,13 @@ impl Model {
                     ObservedLinkKind::Vxlan { .. } => {}
                     ObservedLinkKind::Other(_) => return Err("EOPNOTSUPP"),
                 }
-                self.state.fdb.retain(|(link, other, _)| (link, other) != (name, mac));
-                self.state.fdb.insert((*name, *mac, *to));
+                // Replaces one destination of the address (`vxlan_fdb_replace`), unless it has this one.
+                let others = || self.state.fdb.iter().filter(|(on, of, _)| (on, of) == (name, mac));
+                if !others().any(|(.., is)| is == to) {
+                    let replaced = others().next().copied();
+                    replaced.map(|entry| self.state.fdb.remove(&entry));
+                    self.state.fdb.insert((*name, *mac, *to));
+                }
                 Ok(())
             }
             Change::RemoveFdb(name, mac, to) => present(self.state.fdb.remove(&(*name, *mac, *to))),

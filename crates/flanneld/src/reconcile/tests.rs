@@ -5,9 +5,11 @@ use std::net::Ipv4Addr;
 use fabric::Mac;
 use fabric::backend::VtepMacs;
 use fabric::config::NetworkConfig;
+use fabric::dataplane::Route;
 use fabric::firewall::SourcePorts;
 use fabric::host::{ExternalInterface, Host};
 use fabric::lease::Attributes;
+use fabric::ownership;
 use fabric::plan::{Masquerade, Options};
 use fabric::status::Status;
 use kernel::fake::Fake;
@@ -33,6 +35,14 @@ impl Bench {
     }
 
     fn on(kernel: Fake, remembered: Option<LeaseSet>) -> Bench {
+        Bench::with(kernel, remembered, vec![])
+    }
+
+    fn after_networks(kernel: Fake, former_networks: Vec<IpNet>) -> Bench {
+        Bench::with(kernel, None, former_networks)
+    }
+
+    fn with(kernel: Fake, remembered: Option<LeaseSet>, former_networks: Vec<IpNet>) -> Bench {
         let (intent, leases, kernel_changed) =
             (watch::Sender::new(Some(intent())), watch::Sender::new(None), watch::Sender::new(0));
         let board = Board::new("a test");
@@ -40,6 +50,7 @@ impl Bench {
             intent: intent.subscribe(),
             leases: leases.subscribe(),
             remembered,
+            former_networks,
             kernel_changed: kernel_changed.subscribe(),
         };
         let manner = Manner { interval: INTERVAL, next_hop_objects: true };
@@ -110,8 +121,9 @@ fn intent() -> Intent {
             },
             forward_rules: true,
             blackhole_route: false,
+            instance: fabric::instance::Instance::default(),
         },
-        host: Host { external, own: own().subnets, underlay: vec![], route_style: RouteStyle::Plain },
+        host: Host::new(external, own().subnets),
         macs: VtepMacs { ipv4: Some(Mac([2, 0, 0, 0, 0, 1])), ipv6: None },
     }
 }
@@ -401,4 +413,47 @@ async fn skipped_records_are_in_the_status() {
     pass_time(MOMENT).await;
     let skipped = bench.status().skipped;
     assert_eq!((skipped.len(), skipped[0].key.as_str()), (1, "subnets/rubbish"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_former_network_left_is_taken_away_once() {
+    let old = Route {
+        destination: "10.9.2.0/24".parse().unwrap(),
+        metric: 0,
+        target: dataplane::Target::Via(dataplane::NextHop {
+            gateway: "192.0.2.2".parse().unwrap(),
+            link: "eth0".parse().unwrap(),
+            onlink: false,
+        }),
+        protocol: ownership::ROUTE_PROTOCOL,
+    };
+    let put_back = |kernel: &Fake| kernel.interfere(|state| assert!(state.routes.insert(old)));
+    let kernel = kernel();
+    put_back(&kernel);
+    let bench = Bench::after_networks(kernel, vec!["10.9.0.0/16".parse().unwrap()]);
+    pass_time(MOMENT).await;
+    assert!(bench.kernel.state().routes.contains(&old), "not before the leases are known");
+    bench.lease([node(2)]);
+    pass_time(MOMENT).await;
+    assert_eq!(bench.routed(), ["10.5.0.32/28"]);
+
+    bench.disturb(put_back);
+    pass_time(2 * INTERVAL).await;
+    assert!(bench.kernel.state().routes.contains(&old), "another flannel's by now");
+    assert_eq!(bench.status().repairs, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_lost_to_a_rival_is_reached_at_once_when_it_leaves() {
+    let bench = Bench::start(None);
+    let mut rival = node(3);
+    rival.subnets = Subnets::from_key("10.5.0.32-27").unwrap();
+    rival.created = 1;
+    bench.lease([node(2), rival]);
+    pass_time(Duration::from_secs(1)).await;
+    assert_eq!(bench.routed(), ["10.5.0.32/27"]);
+    let looks = bench.kernel.looks();
+    bench.lease([node(2)]);
+    pass_time(MOMENT).await;
+    assert_eq!((bench.routed(), bench.kernel.looks()), (vec!["10.5.0.32/28".to_owned()], looks));
 }

@@ -12,6 +12,7 @@ use crate::dataplane::NextHop;
 use crate::firewall::{Family, Table, TableName};
 use crate::fixture::{self, HOST_GW, VXLAN, intent, leases, with_ipv6};
 use crate::host::RouteStyle;
+use crate::instance::Instance;
 use crate::lease::LeaseSet;
 use crate::mac::Mac;
 use crate::plan::{Intent, Plan};
@@ -64,6 +65,7 @@ enum Harm {
     OtherNode(usize),
     StaleNeighbor(u8),
     StaleFdb(u8),
+    SecondFdb(u8),
     StaleAddress(u8),
     ForeignAddress(u8),
     OriginalsRoute(u8),
@@ -96,6 +98,7 @@ fn harm() -> impl Strategy<Value = Harm> {
         at().prop_map(Harm::OtherNode),
         node().prop_map(Harm::StaleNeighbor),
         node().prop_map(Harm::StaleFdb),
+        node().prop_map(Harm::SecondFdb),
         node().prop_map(Harm::StaleAddress),
         node().prop_map(Harm::ForeignAddress),
         node().prop_map(Harm::OriginalsRoute),
@@ -207,6 +210,13 @@ fn do_harm(model: &mut Model, harm: &Harm) {
             if let Some(link) = vxlan(model, true) {
                 let to = IpAddr::from([192, 168, 0, node]);
                 model.apply(&Change::SetFdb(link, Mac([2, 0, 0, 0, 1, node]), to)).unwrap();
+            }
+        }
+        Harm::SecondFdb(node) => {
+            if let Some((link, mac, to)) = nth(model.state.fdb.iter().copied(), usize::from(node))
+                && to.is_ipv4()
+            {
+                model.state.fdb.insert((link, mac, IpAddr::from([192, 0, 2, node])));
             }
         }
         Harm::StaleAddress(node) => {
@@ -542,7 +552,7 @@ fn accepted_forwards_are_kept_only_where_the_chain_drops() {
     let (mut model, wanted) = settled(&intent);
     model.state.accepted_forwards.insert(IpFamily::V4, BTreeSet::from([net("10.99.0.0/16")]));
     assert_eq!(
-        texts(&changes(&wanted, &model.state, &intent.ownership(), Prune::Yes)),
+        texts(&changes(&wanted, &model.state, &intent.ownership().after(&[net("10.99.0.0/16")]), Prune::Yes)),
         "\
 iptables -A FORWARD -s 10.244.0.0/16 -m comment --comment \"flanneld forward\" -j ACCEPT; iptables -A FORWARD -d 10.244.0.0/16 -m comment --comment \"flanneld forward\" -j ACCEPT
 iptables -D FORWARD -s 10.99.0.0/16 -m comment --comment \"flanneld forward\" -j ACCEPT; iptables -D FORWARD -d 10.99.0.0/16 -m comment --comment \"flanneld forward\" -j ACCEPT
@@ -611,4 +621,55 @@ ip route replace 10.244.2.0/25 via 10.244.2.0 dev flannel.1 onlink proto 102
 ip route delete 10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink proto 102
 "
     );
+}
+
+#[test]
+fn a_second_destination_of_an_address_is_removed() {
+    let intent = network(0);
+    let (mut model, wanted) = settled(&intent);
+    let (link, mac, right) = *model.state.fdb.first().unwrap();
+    model.state.fdb.insert((link, mac, "192.0.2.66".parse().unwrap()));
+    let pruned = |model: &Model, prune| texts(&changes(&wanted, &model.state, &intent.ownership(), prune));
+    let removal = format!("bridge fdb delete {mac} dev {link} dst 192.0.2.66 self\n");
+    assert_eq!(pruned(&model, Prune::NotYet), removal, "a copy of every packet goes there");
+
+    model.state.fdb.insert((link, mac, "192.0.2.67".parse().unwrap()));
+    model.state.fdb.remove(&(link, mac, right));
+    model.apply_all(&changes(&wanted, &model.state, &intent.ownership(), Prune::Yes));
+    assert_eq!(pruned(&model, Prune::Yes), "");
+}
+
+#[test]
+fn two_flannels_on_one_host_leave_each_other_alone() {
+    // The network of the other one, on the same interface and, in part, to the same nodes.
+    let other_network = HOST_GW.replace("10.244", "10.250");
+    for style in [RouteStyle::Plain, RouteStyle::NextHopObjects] {
+        let (mut ours, mut theirs) = (fixture::intent(HOST_GW), fixture::intent(&other_network));
+        theirs.host.own.ipv4 = Some("10.250.1.0/24".parse().unwrap());
+        theirs.options.instance = Instance::of("/run/other.env".as_ref());
+        (ours.host.route_style, theirs.host.route_style) = (style, style);
+        let lease = |n: u8| {
+            let mut lease = fixture::lease(&theirs, n);
+            lease.subnets.ipv4 = Some(format!("10.250.{n}.0/24").parse().unwrap());
+            lease
+        };
+        let their_leases: LeaseSet = [2, 4].map(lease).into_iter().collect();
+        let their_plan = theirs.plan(&their_leases).dataplane;
+        let our_plan = ours.plan(&fixture::leases(&ours, [2, 3])).dataplane;
+
+        let mut model = Model::new();
+        model.state.accepted_forwards.insert(IpFamily::V4, BTreeSet::new());
+        for (plan, intent) in [(&our_plan, &ours), (&their_plan, &theirs), (&our_plan, &ours)] {
+            model.apply_all(&changes(plan, &model.state, &intent.ownership(), Prune::Yes));
+        }
+        for (plan, intent) in [(&our_plan, &ours), (&their_plan, &theirs)] {
+            assert_eq!(texts(&changes(plan, &model.state, &intent.ownership(), Prune::Yes)), "");
+        }
+        // One of the two is cleaned up.
+        let nothing = Dataplane::default();
+        model.apply_all(&changes(&nothing, &model.state, &ours.ownership(), Prune::Yes));
+        assert_eq!(model.missing(&their_plan), [""; 0]);
+        assert_eq!(texts(&changes(&nothing, &model.state, &ours.ownership(), Prune::Yes)), "");
+        assert_eq!(model.state.accepted_forwards[&IpFamily::V4], BTreeSet::from([net("10.250.0.0/16")]));
+    }
 }
