@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use crate::board::{self, Board, Step};
 use crate::external;
+use crate::firewall;
 use crate::interface::Choice;
 use crate::notifications::Notifications;
 use crate::notify::Systemd;
@@ -94,7 +95,7 @@ impl Node<'_> {
     /// Waits for the network configuration: from the store, or from the snapshot while it is away.
     async fn start(&self) -> Start {
         let path = &self.settings.files.leases;
-        let snapshot = Snapshot::read(path, &self.store.describe()).unwrap_or_else(|error| {
+        let snapshot = Snapshot::read(path, &self.store.identity()).unwrap_or_else(|error| {
             tracing::warn!("the leases of the last run are of no use: {error:#}");
             None
         });
@@ -162,6 +163,7 @@ impl Node<'_> {
             lease: snapshot.own.clone(),
             state: LeaseState::FromSnapshot,
             detail: "from the last run; the store has not been reached yet".to_owned(),
+            expires: None,
         });
         self.board.update(|status| {
             status.store.from_snapshot = remembered.is_some() && self.store.leases().borrow().is_none()
@@ -199,7 +201,7 @@ impl Node<'_> {
             (channels.external.clone(), board),
         );
         let snapshot_of = Snapshot {
-            store: store.describe(),
+            store: store.identity(),
             network: text.clone(),
             own: fabric::Lease { subnets: previous, attributes: Attributes::default(), created: 0 },
             macs,
@@ -219,6 +221,7 @@ impl Node<'_> {
             ) => match never {},
             never = keep_snapshot(&settings.files.leases, snapshot_of, leases, channels.own.subscribe()) => match never {},
             never = self.take_over() => match never {},
+            never = self.report_firewall(config, channels.notifications.firewall.subscribe()) => match never {},
             () = self.other_network(start) => Ok(()),
         }
     }
@@ -275,7 +278,7 @@ impl Node<'_> {
             }
             tokio::select! {
                 // The senders live in `channels`.
-                _ = external.changed() => {},
+                _ = external.changed() => self.store.host_has_moved(),
                 _ = own.changed() => {},
             }
         }
@@ -303,6 +306,15 @@ impl Node<'_> {
             }
         }
         std::future::pending().await
+    }
+
+    /// Says which chains of others keep pods from each other, unless forwarding is none of our business.
+    async fn report_firewall(&self, config: &NetworkConfig, changed: watch::Receiver<u64>) -> Infallible {
+        if !self.settings.options.forward_rules {
+            return std::future::pending().await;
+        }
+        let look = async || firewall::look(config.networks().collect()).await;
+        firewall::report(look, changed, self.board).await
     }
 
     /// After a start from the snapshot: waits until the store has a configuration that can be used

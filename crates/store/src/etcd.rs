@@ -7,6 +7,7 @@
 //! The protocol is spoken by a client of our own that knows what leases need and no more. Its
 //! transactions have the two shapes that kine understands as well.
 
+mod anchored;
 mod cluster;
 mod connect;
 mod failure;
@@ -57,6 +58,11 @@ impl Etcd {
         let keys = Keys { prefix: clean(&options.prefix) };
         let cluster = Arc::new(Cluster::new(options)?);
         Ok(Etcd { cluster, keys, granted: Mutex::default() })
+    }
+
+    /// Ends all connections, since this host has moved to other addresses.
+    pub(crate) fn reconnect(&self) {
+        self.cluster.reconnect();
     }
 
     async fn range(&self, attempted: &str, request: RangeRequest) -> Result<RangeResponse, StoreError> {
@@ -159,6 +165,10 @@ impl Registry for Etcd {
 
     fn describe(&self) -> String {
         format!("etcd at {}, below {}", self.cluster.describe(), self.keys.prefix)
+    }
+
+    fn identity(&self) -> String {
+        format!("etcd below {}", self.keys.prefix)
     }
 
     async fn config(&self) -> Result<String, StoreError> {

@@ -23,7 +23,7 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use fabric::config::NetworkConfig;
 use fabric::lease::{Attributes, Lease, LeaseSet, Subnets};
@@ -108,6 +108,8 @@ pub struct Kept {
     pub lease: Lease,
     /// Whether it is in the store.
     pub state: KeptState,
+    /// When the store forgets it unless it is renewed; none for a reservation, or when unknown.
+    pub expires: Option<SystemTime>,
 }
 
 /// Whether our own lease is in the store.
@@ -164,6 +166,11 @@ impl Store {
         self.backing().describe()
     }
 
+    /// Which leases these are, whichever member of a cluster is asked: the prefix or the directory.
+    pub fn identity(&self) -> String {
+        self.backing().identity()
+    }
+
     /// The network configuration, as it is written. One try.
     pub async fn network_config(&self) -> Result<String, StoreError> {
         self.backing().config().await
@@ -217,6 +224,14 @@ impl Store {
     /// Whether the store answers; follows every call made through any clone of the store.
     pub fn health(&self) -> watch::Receiver<StoreHealth> {
         self.backing().health.subscribe()
+    }
+
+    /// To be told when this host has moved to other addresses: what was asked over connections from
+    /// the old ones is asked again at once, instead of when nobody has answered for a while.
+    pub fn host_has_moved(&self) {
+        if let Kind::Etcd(etcd) = &self.backing().kind {
+            etcd.reconnect();
+        }
     }
 
     /// The leases of this moment. One try.

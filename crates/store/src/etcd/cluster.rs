@@ -8,6 +8,7 @@ use futures_util::Stream;
 use http::Uri;
 use http::uri::PathAndQuery;
 use prost::Message;
+use tokio::sync::watch;
 use tonic::client::Grpc;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, Endpoint};
@@ -39,6 +40,8 @@ pub(super) struct Cluster {
     options: EtcdOptions,
     endpoints: Vec<Uri>,
     current: Mutex<Current>,
+    /// How often this host has moved to other addresses.
+    moves: watch::Sender<u64>,
 }
 
 /// The endpoint in use. Held for moments only, never across an await.
@@ -82,7 +85,7 @@ impl Cluster {
         } else if options.ca_file.is_some() || options.cert_file.is_some() {
             tracing::warn!("no etcd endpoint is https://, so the certificates are not used");
         }
-        Ok(Cluster { options, endpoints, current: Mutex::default() })
+        Ok(Cluster { options, endpoints, current: Mutex::default(), moves: watch::Sender::new(0) })
     }
 
     /// The endpoints, as given.
@@ -124,6 +127,11 @@ impl Cluster {
     /// Forgets the login, since etcd no longer takes it.
     pub(super) fn forget_login(&self) {
         self.current().token = None;
+    }
+
+    /// Ends all connections, since this host has moved to other addresses.
+    pub(super) fn reconnect(&self) {
+        self.moves.send_modify(|moves| *moves += 1);
     }
 
     async fn at_some_endpoint<T, F>(
@@ -260,7 +268,7 @@ impl Cluster {
         if uri.scheme_str() == Some("https") {
             endpoint = endpoint.tls_config(self.options.tls()?).map_err(unusable)?;
         }
-        Ok(endpoint.connect_with_connector_lazy(Connector))
+        Ok(endpoint.connect_with_connector_lazy(Connector { moves: self.moves.subscribe() }))
     }
 
     /// The next call begins with another endpoint, and with a fresh connection if there is only one.

@@ -17,26 +17,33 @@ use hickory_resolver::{Resolver, TokioResolver};
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tower_service::Service;
+
+use super::anchored::Anchored;
 
 /// How long one address may take to answer, when a name has several.
 const ADDRESS_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Connects to the host and port of a URI, for tonic.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Connector;
+#[derive(Debug, Clone)]
+pub(super) struct Connector {
+    /// Changes when this host has moved to other addresses.
+    pub(super) moves: watch::Receiver<u64>,
+}
 
 impl Service<Uri> for Connector {
-    type Response = TokioIo<TcpStream>;
+    type Response = TokioIo<Anchored>;
     type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<TcpStream>>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Anchored>>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        Box::pin(async move { connect(&uri).await.map(TokioIo::new) })
+        let moves = self.moves.clone();
+        Box::pin(async move { connect(&uri).await.map(|stream| TokioIo::new(Anchored::new(stream, moves))) })
     }
 }
 
@@ -70,18 +77,24 @@ async fn resolve(host: &str) -> io::Result<Vec<IpAddr>> {
     if let Ok(address) = host.parse() {
         return Ok(vec![address]);
     }
-    let unknown = |error: &dyn std::fmt::Display| {
-        io::Error::new(io::ErrorKind::NotFound, format!("no address for {host}: {error}"))
-    };
-    let found = resolver().map_err(|error| unknown(&error))?.lookup_ip(host).await;
-    match found {
-        Ok(found) => Ok(found.iter().collect()),
+    match look_up(host).await {
+        Ok(found) => Ok(found),
         // What every host means by it, also where /etc/hosts does not say so.
         Err(_) if host == "localhost" => {
             Ok(vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])])
         }
-        Err(error) => Err(unknown(&error)),
+        Err(error) => Err(io::Error::new(io::ErrorKind::NotFound, format!("no address for {host}: {error}"))),
     }
+}
+
+async fn look_up(host: &str) -> Result<Vec<IpAddr>, String> {
+    // The resolver would panic without: a static program has /dev/urandom alone, and a root without
+    // /dev has none.
+    getrandom::fill(&mut [0]).map_err(|error| {
+        format!("its query needs a random number: {error}; mount /dev, or give the address itself")
+    })?;
+    let found = resolver().map_err(|error| error.to_string())?.lookup_ip(host).await;
+    found.map(|found| found.iter().collect()).map_err(|error| error.to_string())
 }
 
 fn resolver() -> Result<TokioResolver, hickory_resolver::net::NetError> {
