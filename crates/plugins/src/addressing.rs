@@ -37,28 +37,38 @@ pub(crate) fn configure(
     ifname: &str,
     result: &AddResult,
 ) -> Result<(), Error> {
+    configure_with(namespace, detection, ifname, result, |_| Vec::new())
+}
+
+/// The same with further routes, by the interface's number, before those of the result.
+pub(crate) fn configure_with(
+    namespace: &Namespace,
+    detection: Detection,
+    ifname: &str,
+    result: &AddResult,
+    first: impl FnOnce(u32) -> Vec<route::Route>,
+) -> Result<(), Error> {
     let addresses: Vec<_> = result.ips.iter().map(|ip| ip.address).collect();
     let gateway =
         |ipv4: bool| result.ips.iter().filter_map(|ip| ip.gateway).find(|gateway| gateway.is_ipv4() == ipv4);
     let flag = if detection == Detection::Off { DuplicateDetection::Off } else { DuplicateDetection::On };
     inside(namespace, ifname, |socket, index| {
         prepare(detection, ifname, addresses.iter().any(|net| net.addr().is_ipv6()))?;
-        let routes: Vec<route::Route> = result
-            .routes
-            .iter()
-            .map(|wanted| kernel_route(wanted, gateway(wanted.dst.addr().is_ipv4()), index))
-            .collect();
+        let mut routes = first(index);
+        let wanted = result.routes.iter();
+        routes.extend(wanted.map(|it| kernel_route(it, gateway(it.dst.addr().is_ipv4()), index)));
         pod::configure(socket, index, &addresses, flag, &routes).map_err(|refused| match refused {
             Refused::Address(at, error) => {
                 Error::internal(format!("failed to add IP addr {} to {ifname:?}: {error}", addresses[at]))
             }
             Refused::Up(error) => Error::internal(format!("failed to set {ifname:?} UP: {error}")),
             Refused::Route(at, error) => {
-                let (route, gateway) = (&result.routes[at], routes[at].gateway);
-                let gateway = gateway.map_or("<nil>".to_owned(), |gateway| gateway.to_string());
+                let route = &routes[at];
+                let gateway = route.gateway.map_or("<nil>".to_owned(), |gateway| gateway.to_string());
                 Error::internal(format!(
                     "failed to add route '{} via {gateway} dev {ifname} metric {}': {error}",
-                    route.dst, route.priority
+                    route.destination,
+                    route.metric.unwrap_or(0)
                 ))
             }
         })?;

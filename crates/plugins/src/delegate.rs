@@ -12,16 +12,26 @@ use cni::delegate::CallError;
 use cni::{AddResult, Config, Environment, Plugin, Verb, delegate, plugin};
 
 /// All plugins of this program.
-pub const PLUGINS: [&dyn Plugin; 4] = [
+pub const PLUGINS: &[&dyn Plugin] = &[
     &crate::flannel::Flannel,
     &crate::bridge::Bridge,
+    &crate::dummy::Dummy,
+    &crate::host_device::HostDevice,
     &crate::host_local::HostLocal,
+    &crate::ipvlan::Ipvlan,
     &crate::loopback::Loopback,
+    &crate::macvlan::Macvlan,
+    &crate::ptp::Ptp,
+    &crate::sbr::Sbr,
+    &crate::static_addresses::Static,
+    &crate::tap::Tap,
+    &crate::vlan::Vlan,
+    &crate::vrf::Vrf,
 ];
 
 /// The plugin of this program with that name.
 pub fn by_name(name: &str) -> Option<&'static dyn Plugin> {
-    PLUGINS.into_iter().find(|plugin| plugin.name() == name)
+    PLUGINS.iter().copied().find(|plugin| plugin.name() == name)
 }
 
 /// Calls the plugin `name`; only ADD has a result.

@@ -6,14 +6,27 @@
 #![forbid(unsafe_code)]
 
 mod addressing;
+mod attachment;
 pub mod bridge;
 mod container;
 pub mod delegate;
+pub mod dummy;
 mod files;
 pub mod flannel;
+mod forwarding;
+pub mod host_device;
 pub mod host_local;
 mod interface;
 mod ipam;
+pub mod ipvlan;
 pub mod loopback;
+pub mod macvlan;
 mod masquerade;
+mod master;
+pub mod ptp;
+pub mod sbr;
+pub mod static_addresses;
+pub mod tap;
 mod veth;
+pub mod vlan;
+pub mod vrf;

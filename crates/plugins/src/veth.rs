@@ -5,10 +5,10 @@
 
 use cni::{Attachment, Error, Request};
 use fabric::{LinkName, Mac};
-use kernel::KernelError;
 use kernel::link::{self, Link, Veth};
 use kernel::netlink::Socket;
 use kernel::netns::Namespace;
+use kernel::{KernelError, loan};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha512};
 
@@ -158,6 +158,11 @@ pub(crate) fn keep_only(
             && link.name.as_str().starts_with(&prefix)
     };
     for link in links.iter().filter(is_ours).filter(|link| !kept.contains(&link.name)) {
+        // The name stands for the network with a few letters only; where the alias says it whole, it counts.
+        let alias = loan::alias(host, link.index).map_err(failed)?;
+        if !alias.is_empty() && alias != network {
+            continue;
+        }
         link::delete(host, link.index).map_err(failed)?;
     }
     Ok(())

@@ -87,7 +87,7 @@ fn spoil(document: &mut Value, turns: &[usize], value: Value) {
 }
 
 fn call_all(stdin: &[u8]) {
-    for plugin in PLUGINS {
+    for plugin in PLUGINS.iter().copied() {
         for verb in [Verb::Check, Verb::Status] {
             let environment = Environment {
                 command: verb.as_str().into(),

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use super::settings::Settings;
 use super::vlan;
+use crate::forwarding;
 use crate::interface::random_mac;
 
 /// Makes the bridge if it is not there, and sets it up. One that is there keeps its settings.
@@ -113,12 +114,8 @@ impl Gateways {
             None => (bridge, "failed to set bridge addr"),
         };
         self.ensure_addresses(host, link, settings).map_err(|error| error.context(attempted))?;
-        for (is_ipv4, path) in [(true, "net/ipv4/ip_forward"), (false, "net/ipv6/conf/all/forwarding")] {
-            if self.0.iter().any(|net| net.addr().is_ipv4() == is_ipv4) {
-                enable(path)
-                    .map_err(|error| Error::internal(format!("failed to enable forwarding: {error}")))?;
-            }
-        }
+        forwarding::enable(self.0.iter().map(IpNet::addr))
+            .map_err(|error| Error::internal(format!("failed to enable forwarding: {error}")))?;
         Ok(vlan_link)
     }
 
@@ -173,11 +170,4 @@ fn pin_mac(host: &mut Socket, link: &Link) -> Result<(), Error> {
         None => random_mac()?,
     };
     link::set_mac(host, link.index, mac).map_err(failed)
-}
-
-fn enable(path: &str) -> Result<(), KernelError> {
-    if sysctl::read(path)?.as_deref() == Some("1") {
-        return Ok(());
-    }
-    sysctl::write(path, "1")
 }
