@@ -5,6 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
+use fabric::firewall::SourcePorts;
+use kernel::KernelError;
+use kernel::nftables::Nftables;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -17,11 +20,16 @@ use crate::settings::Settings;
 
 /// Runs flanneld until a signal asks it to end, which leaves everything in the kernel as it is, or
 /// until it cannot go on.
-pub async fn run(settings: Settings) -> anyhow::Result<()> {
+pub async fn run(mut settings: Settings) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("listening for signals")?;
     let _instance = Instance::lock(&settings.files.lock)?;
     let store = settings.store.open(settings.terms).context("opening the store")?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "flanneld with leases from {}", store.describe());
+    let masquerade = &mut settings.options.masquerade;
+    if masquerade.ipv4 || masquerade.ipv6 {
+        let possible = || Nftables::open().and_then(|mut nftables| nftables.source_ports());
+        masquerade.source_ports = source_ports(masquerade.source_ports, possible);
+    }
     let board = Board::new(&store.describe());
     let health = match settings.health {
         Some((ip, port)) => Some(health::bind(ip, port).await?),
@@ -55,6 +63,26 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     ended
 }
 
+/// How masquerading picks source ports: as wanted, where the kernel can.
+fn source_ports(
+    wanted: SourcePorts,
+    possible: impl FnOnce() -> Result<SourcePorts, KernelError>,
+) -> SourcePorts {
+    if wanted == SourcePorts::Kept {
+        return wanted;
+    }
+    match possible() {
+        Ok(SourcePorts::Kept) => {
+            tracing::warn!(
+                "this kernel cannot pick source ports fully at random: masquerading keeps them where it can"
+            );
+            SourcePorts::Kept
+        }
+        // Where the firewall cannot be asked, writing the rules will say why.
+        Ok(SourcePorts::FullyRandom) | Err(_) => wanted,
+    }
+}
+
 /// SIGTERM and SIGINT. The first asks to end, a second one kills, whatever we are in the middle of.
 struct Signals {
     terminate: Signal,
@@ -80,5 +108,20 @@ impl Signals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn source_ports_are_random_only_where_wanted_and_possible() {
+        use SourcePorts::{FullyRandom, Kept};
+        let refused = || Err(KernelError::NoLink("nowhere".to_owned()));
+        assert_eq!(source_ports(FullyRandom, || Ok(FullyRandom)), FullyRandom);
+        assert_eq!(source_ports(FullyRandom, || Ok(Kept)), Kept);
+        assert_eq!(source_ports(FullyRandom, refused), FullyRandom);
+        assert_eq!(source_ports(Kept, || panic!("nobody asks")), Kept);
     }
 }

@@ -14,6 +14,7 @@
 pub mod board;
 pub mod daemon;
 pub mod external;
+pub mod firewall;
 pub mod flags;
 pub mod health;
 pub mod instance;

@@ -17,11 +17,14 @@ pub struct Notifications {
     pub anything: watch::Sender<u64>,
     /// Changes when links, addresses or routes may have changed.
     pub addressing: watch::Sender<u64>,
+    /// Changes when the firewall, anybody's, may have changed.
+    pub firewall: watch::Sender<u64>,
 }
 
 impl Default for Notifications {
     fn default() -> Notifications {
-        Notifications { anything: watch::Sender::new(0), addressing: watch::Sender::new(0) }
+        let new = || watch::Sender::new(0);
+        Notifications { anything: new(), addressing: new(), firewall: new() }
     }
 }
 
@@ -58,6 +61,9 @@ impl Notifications {
             }
             if drained.is_addressing() {
                 self.addressing.send_modify(|count| *count += 1);
+            }
+            if drained.firewall || drained.overrun {
+                self.firewall.send_modify(|count| *count += 1);
             }
         }
     }

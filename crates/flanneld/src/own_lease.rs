@@ -7,12 +7,12 @@ use std::time::Duration;
 use fabric::config::NetworkConfig;
 use fabric::host::ExternalInterface;
 use fabric::lease::{Attributes, Lease, Subnets};
-use fabric::status::{self, LeaseState};
+use fabric::status::{self, LeaseState, UnixSeconds};
 use fabric::subnet_file::{self, SubnetFile};
 use store::{AcquireError, Claim, Kept, KeptState, Store};
 use tokio::sync::watch;
 
-use crate::board::{Board, Step};
+use crate::board::{self, Board, Step};
 use crate::retry::Retry;
 use crate::whole_file;
 
@@ -28,6 +28,8 @@ pub struct Own {
     pub state: LeaseState,
     /// What is to be said about that.
     pub detail: String,
+    /// When the store forgets it unless it is renewed, if that is known.
+    pub expires: Option<UnixSeconds>,
 }
 
 impl From<Kept> for Own {
@@ -40,7 +42,7 @@ impl From<Kept> for Own {
                 (LeaseState::Taken, format!("the node at {} has it", by.join(" ")))
             }
         };
-        Own { lease: kept.lease, state, detail }
+        Own { lease: kept.lease, state, detail, expires: kept.expires.map(board::unix) }
     }
 }
 
@@ -51,7 +53,7 @@ impl Own {
             subnets: self.lease.subnets.iter().collect(),
             state: self.state,
             detail: self.detail.clone(),
-            expires: None,
+            expires: self.expires,
         }
     }
 }
@@ -92,7 +94,7 @@ pub async fn hold(
     };
     tracing::info!(subnets = %lease.subnets, "this node has a lease");
     board.failing("lease", []);
-    let held = Kept { lease: lease.clone(), state: KeptState::Held };
+    let held = Kept { lease: lease.clone(), state: KeptState::Held, expires: None };
     own.send_replace(Some(held.clone().into()));
     let (said, mut kept) = watch::channel(held);
     let forward = async {

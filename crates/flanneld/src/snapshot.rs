@@ -16,7 +16,7 @@ const VERSION: u32 = 1;
 /// Everything that a node needs to carry on where it left off.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Which store this is of; that of another is of no use.
+    /// Which store this is of ([`store::Store::identity`]); that of another is of no use.
     pub store: String,
     /// The network configuration, as it is written in the store.
     pub network: String,
@@ -139,7 +139,7 @@ mod tests {
         }
         };
         Snapshot {
-            store: "etcd at http://127.0.0.1:2379".to_owned(),
+            store: "etcd below /coreos.com/network".to_owned(),
             network: r#"{"Network":"10.5.0.0/16"}"#.to_owned(),
             own: lease("10.5.1.0-24&fd00:0:0:1::-64", 4),
             macs: VtepMacs { ipv4: Some("0e:2a:01:02:03:04".parse().unwrap()), ipv6: None },
@@ -155,7 +155,7 @@ mod tests {
         let snapshot = snapshot();
         snapshot.write(&path).unwrap();
         assert_eq!(Snapshot::read(&path, &snapshot.store).unwrap(), Some(snapshot));
-        assert_eq!(Snapshot::read(&path, "etcd at http://192.0.2.9:2379").unwrap(), None, "of another store");
+        assert_eq!(Snapshot::read(&path, "etcd below /other").unwrap(), None, "of another store");
     }
 
     #[test]

@@ -239,6 +239,61 @@ fn a_node_without_configuration_lives_is_not_ready_and_says_what_it_awaits() {
 }
 
 #[test]
+fn a_chain_of_others_that_drops_is_told_with_a_remedy_that_works() {
+    let pair = Pair::new("drop");
+    let namespace = pair.namespace("a");
+    let inside = |words: &str| ip(&format!("netns exec {namespace} {words}"));
+    inside("nft add table inet other");
+    inside("nft add chain inet other f { type filter hook forward priority 10 ; policy drop ; }");
+    let told = |daemon: &Daemon| {
+        let failures = daemon.status().unwrap_or_default().failures;
+        failures.into_iter().find(|failure| failure.topic == "firewall")
+    };
+    let a = pair.start("a");
+    let failure = wait_for("the finding", || told(&a));
+    assert!(failure.what.contains("chain f of nftables table inet other drops"), "{}", failure.what);
+    drop(a);
+
+    let (_, commands) = failure.remedy.split_once(": ").unwrap();
+    commands.split("; ").for_each(|command| drop(inside(command)));
+    let a = pair.start("a");
+    ready(&a, 0);
+    assert_eq!(told(&a), None);
+}
+
+#[test]
+fn without_dev_a_name_is_not_resolved_and_an_address_is_dialled() {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::copy(env!("CARGO_BIN_EXE_flanneld"), root.path().join("flanneld")).unwrap();
+    let endpoints = [
+        ("http://etcd.test:2379", "etcd.test"),
+        ("http://127.0.0.1:1", "127.0.0.1:1: Network is unreachable"),
+    ];
+    for (endpoint, want) in endpoints {
+        let mut child = command("unshare")
+            .args(["--net", "chroot"])
+            .arg(root.path())
+            .args(["/flanneld", "--subnet-file=/subnet.env"])
+            .arg(format!("--etcd-endpoints={endpoint}"))
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let said = wait_for("what is wrong", || {
+            if let Some(status) = child.try_wait().unwrap() {
+                return Some(format!("it has ended: {status}"));
+            }
+            let text = std::fs::read(root.path().join("status.json")).ok()?;
+            let status: Status = serde_json::from_slice(&text).ok()?;
+            status.failures.into_iter().find(|failure| failure.topic == "network").map(|failure| failure.what)
+        });
+        let _ = child.kill();
+        let _ = child.wait();
+        std::fs::remove_file(root.path().join("status.json")).unwrap();
+        assert!(said.contains(want), "{said}");
+    }
+}
+
+#[test]
 fn two_flannels_share_a_host_without_fighting() {
     let pair = Pair::new("multi");
     let store = |name: &str, network: &str, backend: &str| {

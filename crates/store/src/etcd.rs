@@ -326,6 +326,20 @@ mod tests {
     }
 
     #[test]
+    fn another_endpoint_is_the_same_store_and_another_prefix_is_not() {
+        let identity = |endpoint: &str, prefix: &str| {
+            let options = EtcdOptions {
+                endpoints: vec![endpoint.into()],
+                prefix: prefix.into(),
+                ..EtcdOptions::default()
+            };
+            Etcd::new(options).unwrap().identity()
+        };
+        assert_eq!(identity("http://192.0.2.1:2379", "/a"), identity("https://192.0.2.2:2379", "/a/"));
+        assert_ne!(identity("http://192.0.2.1:2379", "/a"), identity("http://192.0.2.1:2379", "/b"));
+    }
+
+    #[test]
     fn keys_are_the_original_s_and_a_neighbor_is_not_ours() {
         let keys = Keys { prefix: clean("/coreos.com/network") };
         assert_eq!(keys.config(), b"/coreos.com/network/config");

@@ -98,6 +98,10 @@ impl Registry for Directory {
         format!("the directory {}", self.places.root.display())
     }
 
+    fn identity(&self) -> String {
+        self.describe()
+    }
+
     async fn config(&self) -> Result<String, StoreError> {
         self.off_the_loop(|places| {
             std::fs::read_to_string(&places.config).map_err(|error| match error.kind() {

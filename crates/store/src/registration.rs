@@ -16,7 +16,7 @@
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use fabric::allocation;
 use fabric::config::NetworkConfig;
@@ -243,9 +243,10 @@ pub(crate) async fn keep<R: Registry>(
         key: lease.subnets.key(),
         written: vec![lease.attributes.clone()],
         found: Some(lease.clone()),
-        kept: Kept { lease, state: KeptState::Held },
+        kept: Kept { lease, state: KeptState::Held, expires: None },
         modified: 0,
         expiry: Expiry::Unknown,
+        ends: None,
     };
     let mut backoff = Backoff::new();
     loop {
@@ -262,6 +263,8 @@ pub(crate) async fn keep<R: Registry>(
                 Instant::now() + backoff.delay()
             }
         };
+        let is_held = keeper.kept.state == KeptState::Held;
+        keeper.kept.expires = keeper.ends.filter(|_| is_held);
         own.send_if_modified(|published| {
             let changed = *published != keeper.kept;
             if changed {
@@ -286,6 +289,8 @@ struct Keeper<'a, R> {
     /// The revision and the end of our record when it was last written or looked at.
     modified: u64,
     expiry: Expiry,
+    /// The end by the wall clock, for those who read it.
+    ends: Option<SystemTime>,
 }
 
 impl<R: Registry> Keeper<'_, R> {
@@ -353,6 +358,10 @@ impl<R: Registry> Keeper<'_, R> {
         self.found = Some(self.kept.lease.clone());
         if self.modified != record.modified {
             (self.modified, self.expiry) = (record.modified, record.expires);
+            self.ends = match record.expires {
+                Expiry::At(end) => Some(SystemTime::now() + end.saturating_duration_since(Instant::now())),
+                Expiry::Never | Expiry::Unknown => None,
+            };
         }
         KeptState::Held
     }

@@ -86,6 +86,7 @@ pub(crate) trait Registry {
 
     /// Where it is, for people.
     fn describe(&self) -> String;
+    fn identity(&self) -> String;
 
     async fn config(&self) -> Result<String, StoreError>;
     async fn set_config(&self, json: &str) -> Result<(), StoreError>;
@@ -212,6 +213,13 @@ impl Registry for Backing {
         match &self.kind {
             Kind::Etcd(etcd) => etcd.describe(),
             Kind::File(directory) => directory.describe(),
+        }
+    }
+
+    fn identity(&self) -> String {
+        match &self.kind {
+            Kind::Etcd(etcd) => etcd.identity(),
+            Kind::File(directory) => directory.identity(),
         }
     }
 

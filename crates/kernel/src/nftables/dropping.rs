@@ -6,7 +6,8 @@
 
 use std::fmt;
 
-use fabric::firewall::{Family, HookPoint, Policy, TableName};
+use fabric::firewall::{Family, HookPoint, Is, Match, Policy, TableName};
+use ipnet::IpNet;
 
 use super::expression::{Expression, verdict};
 use super::{Nftables, RawRule, wire};
@@ -69,6 +70,16 @@ impl Nftables {
             dropping.push(DroppingChain { table, chain: chain.name, by });
         }
         Ok(dropping)
+    }
+
+    /// Whether any rule of a table is about packets from or to this network, or a wider one.
+    pub fn mentions(&mut self, table: &TableName, network: &IpNet) -> Result<bool, KernelError> {
+        let is_about = |condition: &Match| match condition {
+            Match::Source(Is::Equal, net) | Match::Destination(Is::Equal, net) => net.contains(network),
+            _ => false,
+        };
+        let rules = self.raw_rules(table, None)?;
+        Ok(rules.iter().any(|rule| rule.rule(table.family).matches.iter().any(is_about)))
     }
 
     fn has_barrier(&mut self, table: &TableName, chain: &str) -> Result<bool, KernelError> {

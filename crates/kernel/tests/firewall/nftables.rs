@@ -251,7 +251,7 @@ fn chains_of_others_that_drop_forwarded_packets_are_told() {
 table inet firewalld {
   chain filter_FORWARD { type filter hook forward priority filter + 10; policy accept;
     ct state { established, related } accept; iifname \"lo\" accept; jump policies; reject with icmpx admin-prohibited; }
-  chain policies { iifname \"eth0\" accept; drop; }
+  chain policies { iifname \"eth0\" accept; ip saddr 10.0.0.0/8 accept; drop; }
   chain filter_INPUT { type filter hook input priority filter + 10; policy drop; }
 }
 table ip strict {
@@ -270,6 +270,11 @@ EOF");
             "chain f of nftables table ip strict drops forwarded packets by policy",
         ]
     );
+    let pods = "10.5.0.0/16".parse().unwrap();
+    let mut mentions =
+        |family, name: &str| nftables.mentions(&TableName { family, name: name.to_owned() }, &pods).unwrap();
+    assert!(mentions(Family::Inet, "firewalld"), "somebody has told it");
+    assert!(!mentions(Family::Ipv4, "strict"));
 }
 
 #[test]

@@ -120,7 +120,7 @@ async fn a_lease_runs_out_with_its_node_and_is_renewed_while_it_lives() {
     let dead = store.acquire(&claim(1)).await.unwrap();
     let alive = store.acquire(&claim(2)).await.unwrap();
     let attributes = watch::Sender::new(alive.attributes.clone());
-    let (own, kept) = watch::channel(Kept { lease: alive.clone(), state: KeptState::Held });
+    let (own, kept) = watch::channel(Kept { lease: alive.clone(), state: KeptState::Held, expires: None });
     let keeper = {
         let (store, lease, seen) = (store.clone(), alive.clone(), attributes.subscribe());
         tokio::spawn(async move { match store.keep(lease, seen, own).await {} })
@@ -145,7 +145,8 @@ async fn a_lease_that_is_removed_under_a_living_node_comes_back() {
     let lease = store.acquire(&claim(1)).await.unwrap();
     let file = dir.path().join("leases/subnets").join(lease.subnets.key());
     let attributes = watch::Sender::new(lease.attributes.clone());
-    let (own, mut kept) = watch::channel(Kept { lease: lease.clone(), state: KeptState::Held });
+    let (own, mut kept) =
+        watch::channel(Kept { lease: lease.clone(), state: KeptState::Held, expires: None });
     let keeper = {
         let (store, lease, seen) = (store.clone(), lease.clone(), attributes.subscribe());
         tokio::spawn(async move { match store.keep(lease, seen, own).await {} })

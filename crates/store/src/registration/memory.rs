@@ -154,6 +154,10 @@ impl Registry for Memory {
         "memory".into()
     }
 
+    fn identity(&self) -> String {
+        self.describe()
+    }
+
     async fn config(&self) -> Result<String, StoreError> {
         unreachable!("no test reads a configuration here")
     }

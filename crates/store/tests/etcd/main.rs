@@ -55,7 +55,8 @@ struct Keeping {
 impl Keeping {
     fn start(store: &Store, lease: Lease) -> Keeping {
         let attributes = watch::Sender::new(lease.attributes.clone());
-        let (sender, own) = watch::channel(Kept { lease: lease.clone(), state: KeptState::Held });
+        let (sender, own) =
+            watch::channel(Kept { lease: lease.clone(), state: KeptState::Held, expires: None });
         let (store, seen) = (store.clone(), attributes.subscribe());
         let task = tokio::spawn(async move { match store.keep(lease, seen, sender).await {} });
         Keeping { own, attributes, task }
