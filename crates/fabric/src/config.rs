@@ -101,13 +101,19 @@ impl NetworkConfig {
         let mut warnings = Vec::new();
         let elsewhere = VXLAN.iter().map(|name| (*name, "inside Backend"));
         warn_of_unknown_keys(&top, "", &TOP_LEVEL, elsewhere, &mut warnings);
+        // A key that seems to be missing is most often there, misspelt.
+        let misspelt: String = warnings.iter().map(|warning| format!("; {warning}")).collect();
+        NetworkConfig::from_keys(&top, warnings)
+            .map_err(|ConfigError(error)| refuse(format_args!("{error}{misspelt}")))
+    }
 
+    fn from_keys(top: &Object, mut warnings: Vec<String>) -> Result<NetworkConfig, ConfigError> {
         let ipv4_enabled = top.field("EnableIPv4").boolean()?.unwrap_or(true);
         let ipv6_enabled = top.field("EnableIPv6").boolean()?.unwrap_or(false);
         let nftables = top.field("EnableNFTables").boolean()?.unwrap_or(false);
-        let ipv4 = Ipv4Keys::read(&top)?;
-        let ipv6 = Ipv6Keys::read(&top)?;
-        let backend = read_backend(&top, &mut warnings)?;
+        let ipv4 = Ipv4Keys::read(top)?;
+        let ipv6 = Ipv6Keys::read(top)?;
+        let backend = read_backend(top, &mut warnings)?;
 
         let ipv4 = if ipv4_enabled { Some(ipv4.check()?) } else { None };
         let ipv6 = if ipv6_enabled { Some(ipv6.check()?) } else { None };

@@ -337,6 +337,13 @@ fn vxlan_keys_are_read_and_checked() {
 }
 
 #[test]
+fn what_seems_to_be_missing_is_looked_for_among_misspelt_keys() {
+    let error = error(r#"{"Network": "10.3.0.0/16", "Backnd": {"Type": "vxlan"}}"#);
+    assert!(error.contains("Backend is absent") && error.contains("Backnd"), "{error}");
+    assert!(error.contains("did you mean Backend?"), "{error}");
+}
+
+#[test]
 fn unknown_keys_are_warned_about_with_the_likeliest_meaning() {
     let json = r#"{"Network": "10.3.0.0/16", "SubnetLength": 24, "VNI": 5, "zzz": {}, "EnableNFTables": true,
         "Backend": {"Type": "vxlan", "MTUv6": 1400, "directRoute": true, "SubnetLen": 3, "Name": "x", "MacPrefix": "0E-2A"}}"#;

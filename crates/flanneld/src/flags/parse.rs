@@ -117,7 +117,7 @@ fn find(name: &str) -> Result<&'static Flag, Unusable> {
     }
     let nearest = TABLE.iter().map(|flag| (strsim::damerau_levenshtein(flag.name, name), flag.name)).min();
     let hint = match nearest {
-        Some((distance, nearest)) if distance <= 3 => format!(" (did you mean -{nearest}?)"),
+        Some((distance, nearest)) if distance <= 1 + name.len() / 4 => format!(" (did you mean -{nearest}?)"),
         _ => String::new(),
     };
     Err(Unusable::Bad(format!("flag provided but not defined: -{name}{hint}")))
