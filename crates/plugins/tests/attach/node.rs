@@ -61,8 +61,8 @@ impl Node {
         let name = format!("cni-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join("bin")).unwrap();
-        for plugin in ["flannel", "bridge", "host-local", "loopback"] {
-            symlink(PROGRAM, directory.path().join("bin").join(plugin)).unwrap();
+        for plugin in plugins::delegate::PLUGINS {
+            symlink(PROGRAM, directory.path().join("bin").join(plugin.name())).unwrap();
         }
         let host = netns::create_named(&name).unwrap();
         let node = Node { name, host, pods: Vec::new().into(), directory };
