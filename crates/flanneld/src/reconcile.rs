@@ -10,9 +10,11 @@
 //! What is superfluous is removed only once the first complete set of leases has come from the store:
 //! a set remembered from the last run, or none yet, says nothing about who has left.
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
+use fabric::backend::Path;
 use fabric::dataplane::{self, Change, Prune};
 use fabric::host::RouteStyle;
 use fabric::lease::{Lease, LeaseSet, Subnets};
@@ -226,15 +228,16 @@ impl<K: Kernel> Reconciler<K> {
             // What it took to read the leases is free by now, and would add to what the plan takes.
             self.give_back_memory();
         }
-        let plan = intent.plan(&self.leases);
+        let Plan { dataplane: wanted, peers } = intent.plan(&self.leases);
         let prune = if self.known == Known::Complete { Prune::Yes } else { Prune::NotYet };
-        let changes = dataplane::changes(&plan.dataplane, &observed, &ownership, prune);
-        drop(observed);
+        let changes = dataplane::changes(&wanted, &observed, &ownership, prune);
+        // Lest they stay in memory beside the changes that say the same.
+        drop((wanted, observed));
 
         self.note_changes(&changes);
         let failures = self.kernel.apply(&changes);
         self.note_failures(&failures);
-        self.note_peers(&plan, intent.host.own);
+        self.note_peers(&peers, intent.host.own);
         let node_stands = !failures.iter().any(|failure| concerns_node(&failure.change));
         if node_stands {
             self.board.done(Step::Node);
@@ -303,7 +306,7 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// Says in the status how each peer is reached.
-    fn note_peers(&self, plan: &Plan, own: Subnets) {
+    fn note_peers(&self, peers: &Paths, own: Subnets) {
         let mut others = self.leases.iter().filter(|lease| lease.subnets != own).collect::<Vec<_>>();
         others.sort_unstable_by_key(|lease| lease.subnets);
         let unchanged = {
@@ -311,14 +314,14 @@ impl<K: Kernel> Reconciler<K> {
             let status = status.borrow();
             status.peers.len() == others.len()
                 && status.skipped.len() == self.leases.skipped.len()
-                && status.peers.iter().zip(&others).all(|(is, lease)| *is == peer(plan, lease))
+                && status.peers.iter().zip(&others).all(|(is, lease)| *is == peer(peers, lease))
                 && status.skipped.iter().all(|is| self.leases.skipped.get(&is.key) == Some(&is.reason))
         };
         if unchanged {
             return;
         }
         self.board.update(|status| {
-            status.peers = others.iter().map(|lease| peer(plan, lease)).collect();
+            status.peers = others.iter().map(|lease| peer(peers, lease)).collect();
             let skipped = self.leases.skipped.iter();
             status.skipped = skipped
                 .map(|(key, reason)| status::Skipped { key: key.clone(), reason: reason.clone() })
@@ -327,7 +330,7 @@ impl<K: Kernel> Reconciler<K> {
         for (key, reason) in &self.leases.skipped {
             tracing::warn!(key, reason, "skipping a record of the store");
         }
-        for (subnets, path) in &plan.peers {
+        for (subnets, path) in peers {
             if let Err(reason) = path {
                 tracing::warn!(%subnets, reason, "a peer cannot be reached");
             }
@@ -335,8 +338,11 @@ impl<K: Kernel> Reconciler<K> {
     }
 }
 
-fn peer(plan: &Plan, lease: &Lease) -> status::Peer {
-    let (path, refused) = match plan.peers.get(&lease.subnets) {
+/// How each peer is reached: [`Plan::peers`].
+type Paths = BTreeMap<Subnets, Result<Path, String>>;
+
+fn peer(peers: &Paths, lease: &Lease) -> status::Peer {
+    let (path, refused) = match peers.get(&lease.subnets) {
         Some(Ok(path)) => ((*path).into(), None),
         Some(Err(reason)) => (status::PeerPath::None, Some(reason.clone())),
         None => (status::PeerPath::None, None),

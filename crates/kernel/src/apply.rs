@@ -15,6 +15,10 @@ use crate::linux::{Failure, Linux};
 use crate::netlink::{Batch, NetlinkError, Socket};
 use crate::{address, fdb, iptables, link, neighbor, nexthop, route, sysctl};
 
+/// How many messages wait to be sent together: many enough that a send costs nothing beside them, few
+/// enough that ten thousand peers are not all in memory once more as messages.
+const QUEUED: usize = 1024;
+
 /// Makes changes in order and returns those that failed, by their place.
 pub(crate) fn apply(linux: &mut Linux, changes: &[Change]) -> Vec<Failure> {
     let mut run = Run { changes, failures: Vec::new(), queue: Queue::default(), indexes: BTreeMap::new() };
@@ -55,7 +59,12 @@ pub(crate) fn apply(linux: &mut Linux, changes: &[Change]) -> Vec<Failure> {
                 let applied = linux.nftables().and_then(|nft| iptables::apply_forward(nft, &[], &[*net]));
                 run.note(at, applied);
             }
-            _ => run.queue(at, &linux.socket),
+            _ => {
+                run.queue(at, &linux.socket);
+                if run.queue.places.len() >= QUEUED {
+                    run.flush(&mut linux.socket);
+                }
+            }
         }
     }
     run.flush(&mut linux.socket);
