@@ -1,4 +1,4 @@
-//! Devices that are software: macvlan, ipvlan, VLAN, dummy, VRF.
+//! Devices that are software: macvlan, ipvlan, VLAN, dummy, VRF, IFB.
 //!
 //! Source: `net/core/rtnetlink.c` (`rtnl_newlink`), `drivers/net/macvlan.c`,
 //! `drivers/net/ipvlan/ipvlan_main.c`, `net/8021q/vlan_netlink.c`, `drivers/net/vrf.c`,
@@ -69,6 +69,8 @@ pub enum VirtualKind {
     Dummy,
     /// A routing domain: its ports look up routes in this table.
     Vrf(u32),
+    /// A device that hands back what is sent to it, through its own queue.
+    Ifb,
 }
 
 /// `MACVLAN_MODE_*`
@@ -104,6 +106,7 @@ impl VirtualKind {
             VirtualKind::Vlan(_) => "vlan",
             VirtualKind::Dummy => "dummy",
             VirtualKind::Vrf(_) => "vrf",
+            VirtualKind::Ifb => "ifb",
         }
     }
 
@@ -115,6 +118,7 @@ impl VirtualKind {
             VirtualKind::Vlan(_) => ("CONFIG_VLAN_8021Q", "8021q"),
             VirtualKind::Dummy => ("CONFIG_DUMMY", "dummy"),
             VirtualKind::Vrf(_) => ("CONFIG_NET_VRF", "vrf"),
+            VirtualKind::Ifb => ("CONFIG_IFB", "ifb"),
         }
     }
 
@@ -128,7 +132,7 @@ impl VirtualKind {
             }
             VirtualKind::Ipvlan(mode) => body.u16(IFLA_IPVLAN_MODE, mode.number()),
             VirtualKind::Vlan(id) => body.u16(IFLA_VLAN_ID, id),
-            VirtualKind::Dummy => {}
+            VirtualKind::Dummy | VirtualKind::Ifb => {}
             VirtualKind::Vrf(table) => body.u32(IFLA_VRF_TABLE, table),
         }
     }
@@ -143,6 +147,7 @@ impl VirtualKind {
             "ipvlan" => IpvlanMode::of(read_u16(find(IFLA_IPVLAN_MODE)?, 0)?).map(VirtualKind::Ipvlan),
             "vlan" => read_u16(find(IFLA_VLAN_ID)?, 0).map(VirtualKind::Vlan),
             "dummy" => Some(VirtualKind::Dummy),
+            "ifb" => Some(VirtualKind::Ifb),
             "vrf" => read_u32(find(IFLA_VRF_TABLE)?, 0).map(VirtualKind::Vrf),
             _ => None,
         }

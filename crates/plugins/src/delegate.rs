@@ -14,6 +14,7 @@ use cni::{AddResult, Config, Environment, Plugin, Verb, delegate, plugin};
 /// All plugins of this program.
 pub const PLUGINS: &[&dyn Plugin] = &[
     &crate::flannel::Flannel,
+    &crate::bandwidth::Bandwidth,
     &crate::bridge::Bridge,
     &crate::dummy::Dummy,
     &crate::host_device::HostDevice,
@@ -25,6 +26,7 @@ pub const PLUGINS: &[&dyn Plugin] = &[
     &crate::sbr::Sbr,
     &crate::static_addresses::Static,
     &crate::tap::Tap,
+    &crate::tuning::Tuning,
     &crate::vlan::Vlan,
     &crate::vrf::Vrf,
 ];

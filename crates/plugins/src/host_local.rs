@@ -10,9 +10,11 @@ mod settings;
 mod store;
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use cni::error::code;
 use cni::{AddResult, Error, IpConfig, Plugin, Request, Version};
+use kernel::sandbox::Sandbox;
 
 use self::range::RangeSet;
 use self::settings::Settings;
@@ -35,16 +37,11 @@ impl Plugin for HostLocal {
         }
         let store = Store::create(&settings.directory)?;
         let mut leases = store.lock()?;
-        match allocate(&mut leases, &settings, request) {
-            Ok(ips) => result.ips = ips,
-            Err(error) => {
-                // What the first ranges gave must not stay when a later one has nothing to give.
-                for address in leases.reserved_here() {
-                    let _ = leases.free(address);
-                }
-                return Err(error);
-            }
-        }
+        result.ips = match allocate_all(&mut leases, &settings, request) {
+            // What stands in the way may belong to nobody any more.
+            Err(_) if leases.take_back()? => allocate_all(&mut leases, &settings, request)?,
+            other => other?,
+        };
         result.routes = settings.routes;
         result.convert(request.version)
     }
@@ -77,9 +74,12 @@ impl Plugin for HostLocal {
     fn status(&self, request: &Request) -> Result<(), Error> {
         let settings = Settings::parse(request)?;
         let Some(store) = Store::open(&settings.directory)? else { return Ok(()) };
-        let leases = store.lock()?;
+        let mut leases = store.lock()?;
         for set in &settings.ranges {
-            if set.candidates(None).all(|candidate| leases.is_taken(candidate.address)) {
+            let is_full = |leases: &Locked<'_>| {
+                set.candidates(None).all(|candidate| leases.is_taken(candidate.address))
+            };
+            if is_full(&leases) && (!leases.take_back()? || is_full(&leases)) {
                 return Err(Error::new(code::PLUGIN_NOT_AVAILABLE, exhausted(set))
                     .details(remedy(&settings, &leases)));
             }
@@ -95,7 +95,20 @@ impl Plugin for HostLocal {
     }
 }
 
-/// One address from every range set.
+/// One address from every range set, or nothing at all.
+fn allocate_all(
+    leases: &mut Locked<'_>,
+    settings: &Settings,
+    request: &Request,
+) -> Result<Vec<IpConfig>, Error> {
+    allocate(leases, settings, request).inspect_err(|_| {
+        // What the first ranges gave must not stay when a later one has nothing to give.
+        for address in leases.reserved_here() {
+            let _ = leases.free(address);
+        }
+    })
+}
+
 fn allocate(leases: &mut Locked<'_>, settings: &Settings, request: &Request) -> Result<Vec<IpConfig>, Error> {
     let mut requested = settings.requested.clone();
     let mut ips = Vec::new();
@@ -146,7 +159,8 @@ fn allocate_from(
                 .ok_or_else(|| Error::internal(exhausted(set)).details(remedy(settings, leases)))?
         }
     };
-    leases.reserve(chosen.address, id, ifname, index)?;
+    let sandbox = Sandbox::at(Path::new(&environment.netns));
+    leases.reserve(chosen.address, index, (id, ifname), sandbox.as_ref())?;
     Ok(IpConfig { interface: None, address: chosen.with_prefix(), gateway: Some(chosen.gateway) })
 }
 
@@ -156,7 +170,7 @@ fn exhausted(set: &RangeSet) -> String {
 
 fn remedy(settings: &Settings, leases: &Locked<'_>) -> String {
     format!(
-        "{} addresses are reserved in {}; files of containers that no longer exist may be removed there, and a runtime that sends GC does so by itself",
+        "{} addresses are reserved in {}; those of containers whose network namespace is gone were taken back already; a runtime that sends GC takes back the others that it does not know",
         leases.count(),
         settings.directory.display()
     )

@@ -7,6 +7,7 @@
 
 mod addressing;
 mod attachment;
+pub mod bandwidth;
 pub mod bridge;
 mod container;
 pub mod delegate;
@@ -27,6 +28,7 @@ pub mod ptp;
 pub mod sbr;
 pub mod static_addresses;
 pub mod tap;
+pub mod tuning;
 mod veth;
 pub mod vlan;
 pub mod vrf;

@@ -9,6 +9,11 @@
 //! A lease file gets its name only when it is complete, so that no crash leaves an empty one. Where the
 //! reference plugin, or a loss of power, left an empty one behind, its address is free: under the lock
 //! nobody is about to fill it, and whoever was to get it has never been told.
+//!
+//! A lease file carries a note of its container's network namespace ([`Sandbox`]), invisible to the
+//! reference plugin. A lease whose namespace certainly does not exist any more, after a reboot or a crash of
+//! the runtime, is taken back when its address is missed: [`Locked::take_back`]. The namespace of an ADD
+//! under way exists, and its lease has its note from the moment it can be seen.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -18,6 +23,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use cni::{Attachment, Error};
+use kernel::sandbox::{Census, Sandbox};
 use rustix::fs::OFlags;
 
 use crate::files::go_error;
@@ -144,14 +150,18 @@ impl Locked<'_> {
     pub(super) fn reserve(
         &mut self,
         address: IpAddr,
-        id: &str,
-        ifname: &str,
         index: usize,
+        (id, ifname): (&str, &str),
+        sandbox: Option<&Sandbox>,
     ) -> Result<(), Error> {
         let holder = holder(id, ifname);
         let path = self.store.directory.join(address.to_string());
         let unfinished = self.store.directory.join(format!(".{address}{UNFINISHED}"));
-        let written = write_private(&unfinished, &holder).and_then(|()| fs::rename(&unfinished, &path));
+        let written = write_private(&unfinished, &holder).and_then(|file| {
+            // Without a note, which not every file system can take, a lease is kept until it is released.
+            let _ = sandbox.map(|sandbox| sandbox.note_on(&file));
+            fs::rename(&unfinished, &path)
+        });
         if let Err(error) = written {
             let _ = fs::remove_file(&unfinished);
             return Err(Error::internal(go_error("write", &path, &error)));
@@ -160,6 +170,7 @@ impl Locked<'_> {
         self.reserved_here.push(address);
         let last = self.last_reserved_path(index);
         write_private(&last, &address.to_string())
+            .map(drop)
             .map_err(|error| Error::internal(go_error("write", &last, &error)))
     }
 
@@ -206,6 +217,31 @@ impl Locked<'_> {
         self.free_all(stale.collect())
     }
 
+    /// Gives back every address whose container certainly does not exist any more; returns whether
+    /// there was one.
+    pub(super) fn take_back(&mut self) -> Result<bool, Error> {
+        let noted: Vec<(IpAddr, Sandbox)> = self
+            .leases
+            .keys()
+            .filter_map(|address| {
+                let path = self.store.directory.join(address.to_string());
+                Sandbox::noted_on(&path).map(|sandbox| (*address, sandbox))
+            })
+            .collect();
+        if noted.is_empty() {
+            return Ok(false);
+        }
+        // Taken after the leases were read, so that no namespace can be younger than what it is held against.
+        let census = Census::take();
+        let abandoned: Vec<IpAddr> = noted
+            .into_iter()
+            .filter(|(_, sandbox)| census.misses(sandbox))
+            .map(|(address, _)| address)
+            .collect();
+        let any = !abandoned.is_empty();
+        self.free_all(abandoned).map(|()| any)
+    }
+
     /// Goes on after an error and reports all of them.
     fn free_all(&mut self, addresses: Vec<IpAddr>) -> Result<(), Error> {
         let errors: Vec<String> = addresses
@@ -226,7 +262,8 @@ fn holder(id: &str, ifname: &str) -> String {
     format!("{}\r\n{ifname}", id.trim())
 }
 
-fn write_private(path: &Path, text: &str) -> io::Result<()> {
+fn write_private(path: &Path, text: &str) -> io::Result<File> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(text.as_bytes())
+    file.write_all(text.as_bytes())?;
+    Ok(file)
 }

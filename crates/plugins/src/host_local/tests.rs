@@ -206,3 +206,55 @@ fn a_configuration_that_makes_no_sense_is_refused() {
     // Giving back works all the same.
     assert!(node.call(Verb::Del, "a", "", &node.config(json!([[{"subnet": 7}]]))).is_ok());
 }
+
+/// Notes on a lease what is noted on one from before the last reboot. False where the file system cannot.
+fn age(lease: &Path) -> bool {
+    let note = b"00000000-0000-4000-8000-000000000000 4 4026532000 /run/netns/gone";
+    rustix::fs::setxattr(lease, "user.flannel.sandbox", note, rustix::fs::XattrFlags::empty()).is_ok()
+}
+
+#[test]
+fn what_a_reboot_left_is_taken_back_when_it_is_missed() {
+    let node = Node::new();
+    let config = node.config(json!([[{"subnet": "10.1.2.0/29"}]]));
+    for id in ["a", "b", "c", "d", "e"] {
+        node.add(id, &config).unwrap();
+    }
+    let lease = |last: u8| node.network().join(format!("10.1.2.{last}"));
+    if !(age(&lease(3)) && age(&lease(4)) && age(&lease(5))) {
+        return;
+    }
+    // A runtime that starts the same container again after the reboot.
+    assert_eq!(node.add("b", &config), Ok(vec!["10.1.2.3/29".into()]));
+    assert!(!lease(4).exists() && !lease(5).exists(), "all of them were taken back at once");
+    // Nothing is known about the sandboxes of these, so they stay.
+    assert_eq!(read(&lease(2)), "a\r\neth0");
+    assert_eq!(read(&lease(6)), "e\r\neth0");
+    // What is wished for again, and what is reported.
+    assert!(age(&lease(6)));
+    assert_eq!(node.add_with("f", "IP=10.1.2.6", &config), Ok(vec!["10.1.2.6/29".into()]));
+    node.add("g", &config).unwrap();
+    node.add("h", &config).unwrap();
+    assert_eq!(node.call(Verb::Status, "", "", &config).unwrap_err().code, 50);
+    assert!(age(&lease(2)));
+    node.call(Verb::Status, "", "", &config).unwrap();
+}
+
+#[test]
+fn a_lease_whose_sandbox_lives_is_never_taken_back() {
+    let node = Node::new();
+    let config = node.config(json!([[{"subnet": "10.1.2.0/30"}]]));
+    let environment = Environment {
+        command: "ADD".into(),
+        container_id: "a".into(),
+        netns: "/proc/self/ns/net".into(),
+        ifname: "eth0".into(),
+        path: "/nowhere".into(),
+        netns_override: true,
+        ..Environment::default()
+    };
+    let parsed = Config::parse(config.to_string().into_bytes()).unwrap();
+    cni::plugin::dispatch(&HostLocal, environment, parsed).unwrap();
+    assert!(node.add("b", &config).unwrap_err().contains("no IP addresses available"));
+    assert_eq!(read(&node.network().join("10.1.2.2")), "a\r\neth0");
+}
