@@ -13,6 +13,9 @@ use rustix::io::Errno;
 use crate::error::{Doing, KernelError};
 use crate::netlink::{Answer, CREATE, Encoder, NetlinkError, REPLACE, Socket, attributes, read_ip, read_u32};
 
+/// `RTPROT_KERNEL`: the route came with an address.
+pub const MADE_BY_KERNEL: u8 = libc::RTPROT_KERNEL;
+
 const HEADER_LEN: usize = 12; // struct rtmsg
 const ONLINK: u32 = 4; // RTNH_F_ONLINK
 const RTA_CACHEINFO: u16 = 12;
@@ -33,6 +36,8 @@ pub struct Entry {
     pub table: u32,
     /// How far the destination is (`RT_SCOPE_*`).
     pub scope: u8,
+    /// Who made it (`RTPROT_*`).
+    pub protocol: u8,
     message: Vec<u8>,
 }
 
@@ -98,7 +103,7 @@ fn decode(answer: Answer<'_>) -> Result<Option<Entry>, NetlinkError> {
     }
     let short = NetlinkError::Malformed("a route message is too short");
     let payload = answer.payload;
-    let &[family, prefix_len, _, _, short_table, _, scope, ..] = payload else { return Err(short) };
+    let &[family, prefix_len, _, _, short_table, protocol, scope, ..] = payload else { return Err(short) };
     let (Some(flags), Some(rest)) = (read_u32(payload, 8), payload.get(HEADER_LEN..)) else {
         return Err(short);
     };
@@ -124,5 +129,5 @@ fn decode(answer: Answer<'_>) -> Result<Option<Entry>, NetlinkError> {
     let Ok(destination) = IpNet::new(destination, prefix_len) else {
         return Err(NetlinkError::Malformed("a route has an impossible prefix length"));
     };
-    Ok(Some(Entry { destination, gateway, source, link, table, scope, message: payload.to_vec() }))
+    Ok(Some(Entry { destination, gateway, source, link, table, scope, protocol, message: payload.to_vec() }))
 }

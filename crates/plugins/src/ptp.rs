@@ -17,7 +17,7 @@ use ipnet::IpNet;
 use kernel::netlink::Socket;
 use kernel::netns::Namespace;
 use kernel::route::{self, FoundTarget, Route};
-use kernel::{address, link, loan, sysctl};
+use kernel::{address, link, loan, routing_table, sysctl};
 
 use crate::addressing::{self, Detection};
 use crate::attachment::{self, internal};
@@ -28,8 +28,6 @@ use crate::veth::{self, Pair, Wish};
 use crate::{forwarding, interface};
 
 const SCOPE_UNIVERSE: u8 = 0;
-/// `RTPROT_KERNEL`: routes that come with an address.
-const MADE_BY_KERNEL: u8 = 2;
 
 /// The plugin.
 #[derive(Debug, Clone, Copy)]
@@ -194,7 +192,7 @@ impl Hop {
     fn on_link(self, index: u32) -> Route {
         Route {
             scope: Some(address::SCOPE_LINK),
-            protocol: MADE_BY_KERNEL,
+            protocol: routing_table::MADE_BY_KERNEL,
             ..Route::new(self.address.trunc(), None, index)
         }
     }

@@ -179,7 +179,8 @@ fn join(socket: &mut Socket, port: &Link, vrf: u32, table: u32) -> Result<(), Er
     let is_of_port = |entry: &Entry| {
         entry.link == Some(port.index)
             && entry.table == fabric::dataplane::MAIN_TABLE
-            && entry.scope == address::SCOPE_GLOBAL
+            // The kernel makes its own anew.
+            && (entry.scope == address::SCOPE_GLOBAL || entry.protocol != routing_table::MADE_BY_KERNEL)
     };
     let mut routes = routing_table::list(socket).map_err(internal)?;
     routes.retain(is_of_port);
