@@ -3,11 +3,14 @@
 #![forbid(unsafe_code)]
 
 mod cleanup;
+mod cni;
 mod lab;
 mod leases;
+mod mk_docker_opts;
 mod network;
 mod output;
 mod plan;
+mod replace;
 mod status;
 mod store;
 
@@ -73,6 +76,18 @@ enum Command {
         #[command(subcommand)]
         verb: Option<leases::Verb>,
     },
+    /// Call the CNI plugins of a network by hand, as a container runtime does, or install them.
+    Cni {
+        #[command(subcommand)]
+        verb: cni::Verb,
+    },
+    /// Write dockerd's options, made of subnet.env: the original's mk-docker-opts.sh with its flags.
+    #[command(disable_help_flag = true)]
+    MkDockerOpts {
+        /// -f FILE -d FILE -i -c -m -k KEY; -h explains them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Several nodes on this machine, each a network namespace with a real flanneld.
     Lab {
         #[command(subcommand)]
@@ -114,6 +129,8 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Cleanup { node, dry_run } => return cleanup::run(&node.subnet_file, dry_run, out),
         Command::Network { store, verb } => network::run(&store, verb, out)?,
         Command::Leases { store, verb } => leases::run(&store, verb.unwrap_or_default(), out)?,
+        Command::Cni { verb } => return cni::run(verb, out),
+        Command::MkDockerOpts { arguments } => mk_docker_opts::run(&arguments)?,
         Command::Lab { verb } => return lab::run(verb, out),
     }
     Ok(done)

@@ -19,7 +19,17 @@ fn main() -> ExitCode {
     let told = words.next().unwrap_or_default().to_string_lossy().into_owned();
     match by_name(&called_as).or_else(|| by_name(&told)) {
         Some(plugin) => cni::plugin::run(plugin),
+        None if told == "--list" => list(),
         None => usage(if told.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) }),
+    }
+}
+
+/// The names of all plugins, a line each, for those who install them.
+fn list() -> ExitCode {
+    let names: String = PLUGINS.iter().map(|plugin| format!("{}\n", plugin.name())).collect();
+    match io::stdout().lock().write_all(names.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
     }
 }
 
