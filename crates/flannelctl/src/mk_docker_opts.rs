@@ -169,14 +169,13 @@ fn render(wishes: &Wishes, variables: &mut Variables) -> Result<String> {
     Ok(text)
 }
 
-/// Replaces a file, and writes into what is none: `/dev/stdout`, a pipe.
+/// Replaces a file, and writes into what is none: `/dev/stdout`, a pipe, a link.
 fn write(path: &Path, text: &str) -> Result<()> {
-    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    match fs::metadata(&path) {
+    match fs::symlink_metadata(path) {
         Ok(there) if !there.is_file() => {
-            fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+            fs::write(path, text).with_context(|| format!("writing {}", path.display()))
         }
-        _ => replace::file(&path, 0o644, text.as_bytes()),
+        _ => replace::file(path, 0o644, text.as_bytes()),
     }
 }
 
