@@ -286,6 +286,16 @@ mod tests {
     }
 
     #[test]
+    fn a_part_that_the_kernel_lacks_is_named() {
+        let refused = |errno| lacking(Err(NetlinkError::refused(errno)), "CONFIG_X", || "limit".to_owned());
+        for errno in [Errno::NOENT, Errno::OPNOTSUPP] {
+            let error = refused(errno).unwrap_err().to_string();
+            assert!(error.ends_with("the kernel needs CONFIG_NET_SCHED and CONFIG_X"), "{error}");
+        }
+        assert_eq!(refused(Errno::EXIST).unwrap_err().errno(), Some(Errno::EXIST));
+    }
+
+    #[test]
     fn a_bucket_that_is_too_large_for_the_kernel_is_as_large_as_it_can_be() {
         let bucket = TokenBucket::new(1, u32::MAX, Duration::from_millis(25));
         assert_eq!(bucket, TokenBucket { rate: 1, buffer: u32::MAX, limit: u32::MAX });

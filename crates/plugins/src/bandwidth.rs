@@ -8,6 +8,7 @@
 
 mod limits;
 
+use std::thread;
 use std::time::Duration;
 
 use cni::{AddResult, Error, Plugin, Request, Version};
@@ -27,6 +28,8 @@ use crate::interface::{describe, remove_link};
 
 /// How long packets may wait.
 const LATENCY: Duration = Duration::from_millis(25);
+/// How long an ADD may take from making a device to naming it.
+const UNFINISHED_PATIENCE: Duration = Duration::from_millis(200);
 
 /// The plugin.
 #[derive(Debug, Clone, Copy)]
@@ -88,12 +91,16 @@ impl Plugin for Bandwidth {
         let valid = request.config.valid_attachments()?;
         let network = request.config.name();
         let mut host = open_socket()?;
-        let mut errors = Vec::new();
-        for ifb in link::list(&mut host).map_err(internal)?.iter().filter(|link| link.kind.name() == "ifb") {
-            let Some(id) = container_of(&mut host, ifb, network)? else { continue };
+        let mut stale = unfinished(&mut host)?;
+        for ifb in ifbs(&mut host)? {
+            let Some(id) = container_of(&mut host, &ifb, network)? else { continue };
             if !valid.iter().any(|attachment| attachment.container_id == id) {
-                errors.extend(remove_link(open_socket()?, ifb.name).err().map(|error| error.msg));
+                stale.push(ifb);
             }
+        }
+        let mut errors = Vec::new();
+        for ifb in stale {
+            errors.extend(remove_link(open_socket()?, ifb.name).err().map(|error| error.msg));
         }
         if errors.is_empty() { Ok(()) } else { Err(Error::internal(errors.join("; "))) }
     }
@@ -256,6 +263,33 @@ fn alias(network: &str, id: &str) -> String {
     // The kernel takes 255 bytes. What does not fit is not found by GC.
     let alias = format!("bandwidth {network} {id}");
     if alias.len() < 256 { alias } else { String::new() }
+}
+
+fn ifbs(host: &mut Socket) -> Result<Vec<Link>, Error> {
+    let links = link::list(host).map_err(internal)?;
+    Ok(links.into_iter().filter(|link| link.kind.name() == "ifb").collect())
+}
+
+/// Devices that an ADD was killed over before it could say whose they are. One that is still down after
+/// a while is not of an ADD under way.
+fn unfinished(host: &mut Socket) -> Result<Vec<Link>, Error> {
+    let look = |host: &mut Socket| -> Result<Vec<Link>, Error> {
+        let mut found = ifbs(host)?;
+        found.retain(|ifb| {
+            let is_named_so = ifb.name.as_str().len() == 15 && ifb.name.as_str().starts_with("bwp");
+            let is_nobodys = || loan::alias(host, ifb.index).is_ok_and(|alias| alias.is_empty());
+            is_named_so && !ifb.is_up() && is_nobodys()
+        });
+        Ok(found)
+    };
+    let before = look(host)?;
+    if before.is_empty() {
+        return Ok(before);
+    }
+    thread::sleep(UNFINISHED_PATIENCE);
+    let mut after = look(host)?;
+    after.retain(|ifb| before.iter().any(|known| known.index == ifb.index));
+    Ok(after)
 }
 
 /// The container whose IFB device this is, if it is one of the network.

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 /// Every member that a plugin looks at, as it should be.
 fn sound(directory: &str) -> Value {
-    json!({
+    let mut sound = json!({
         "cniVersion": "1.1.0", "name": "net", "type": "flannel",
         "subnetFile": format!("{directory}/subnet.env"), "dataDir": directory,
         "delegate": {"hairpinMode": true, "isDefaultGateway": true, "mtu": 1400},
@@ -29,14 +29,23 @@ fn sound(directory: &str) -> Value {
             "ranges": [[{"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.5", "rangeEnd": "10.1.0.9", "gateway": "10.1.0.1"}]]
         },
         "args": {"cni": {"ips": ["10.1.0.7"], "mac": "02:00:00:00:00:01"}},
-        "runtimeConfig": {"ips": ["10.9.0.7/24"], "ipRanges": [[{"subnet": "fc00::/64"}]], "mac": "02:00:00:00:00:02"},
+        "runtimeConfig": {
+            "bandwidth": {"ingressRate": 8, "ingressBurst": 8}, "mac": "02:00:00:00:00:02",
+            "ips": ["10.9.0.7/24"], "ipRanges": [[{"subnet": "fc00::/64"}]]
+        },
         "prevResult": {
             "cniVersion": "1.1.0", "interfaces": [{"name": "fuzz0", "mac": "02:00:00:00:00:01"}],
             "ips": [{"address": "10.1.0.7/24", "gateway": "10.1.0.1", "interface": 0}],
             "routes": [{"dst": "0.0.0.0/0"}], "dns": {}
         },
         "cni.dev/valid-attachments": [{"containerID": "a", "ifname": "eth0"}]
-    })
+    });
+    let more = json!({
+        "sysctl": {"net.core.somaxconn": "1"}, "mac": "02:00:00:00:00:03", "promisc": true, "allmulti": false,
+        "txQLen": 7, "ingressRate": 8000, "ingressBurst": 8000, "egressRate": 8000, "egressBurst": 8000,
+    });
+    sound.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    sound
 }
 
 fn any_value() -> impl Strategy<Value = Value> {

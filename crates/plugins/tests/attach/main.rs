@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a story that cannot go on says so and ends")]
 
+mod chained;
 mod devices;
 mod node;
 
