@@ -277,7 +277,7 @@ fn unfinished(host: &mut Socket) -> Result<Vec<Link>, Error> {
         let mut found = ifbs(host)?;
         found.retain(|ifb| {
             let is_named_so = ifb.name.as_str().len() == 15 && ifb.name.as_str().starts_with("bwp");
-            let is_nobodys = || loan::alias(host, ifb.index).is_ok_and(|alias| alias.is_empty());
+            let mut is_nobodys = || loan::alias(host, ifb.index).is_ok_and(|alias| alias.is_empty());
             is_named_so && !ifb.is_up() && is_nobodys()
         });
         Ok(found)
