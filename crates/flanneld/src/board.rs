@@ -159,11 +159,12 @@ impl Board {
         let mut failed = false;
         loop {
             let began = tokio::time::Instant::now();
-            let written = {
-                let mut status = changes.borrow_and_update().clone();
+            // In place: a copy would have ten thousand peers in memory twice.
+            self.status.send_if_modified(|status| {
                 status.written = now();
-                write(path, &status)
-            };
+                false
+            });
+            let written = write(path, &changes.borrow_and_update());
             match written {
                 Ok(()) => failed = false,
                 Err(error) if !failed => {

@@ -108,7 +108,7 @@ pub async fn hold(
             }
             let wrong = (now.state != LeaseState::Held).then(|| {
                 let what = format!("the lease of {} is not held: {}", now.lease.subnets, now.detail);
-                (what, "it is taken back as soon as that is possible".to_owned())
+                (what, remedy(now.state).to_owned())
             });
             board.failing("lease", wrong);
             own.send_replace(Some(now));
@@ -155,6 +155,16 @@ pub async fn keep_subnet_file(
             changed = external.changed() => if changed.is_err() { return std::future::pending().await },
             () = tokio::time::sleep(LOOK_AGAIN) => {}
         }
+    }
+}
+
+fn remedy(state: LeaseState) -> &'static str {
+    match state {
+        LeaseState::Taken => {
+            "if two nodes have one address, give each its own (--iface, --public-ip) and restart the wrong one; \
+             the lease is taken back once the other node's is gone"
+        }
+        _ => "it is taken back as soon as that is possible",
     }
 }
 

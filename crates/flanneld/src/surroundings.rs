@@ -1,14 +1,14 @@
 //! Reads from the kernel what [`crate::interface`] decides from.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use anyhow::Context;
 use ipnet::IpNet;
 use kernel::address;
 use kernel::link;
 use kernel::netlink::{Protocol, Socket};
-use kernel::route::{self, Found, FoundTarget};
+use kernel::route;
 
 use crate::interface::{Address, DefaultRoute, Interface, Reached, Surroundings};
 
@@ -43,14 +43,13 @@ pub fn read(can_reach: Option<IpAddr>, networks: Vec<IpNet>) -> anyhow::Result<S
         })
         .collect();
 
-    let mut defaults: Vec<_> = route::list(&mut socket)?;
-    defaults.retain(|route| route.destination.prefix_len() == 0);
+    let mut defaults = route::default_routes(&mut socket)?;
     defaults.sort_by_key(|route| route.metric);
     let default_routes = defaults
         .iter()
-        .filter_map(|route| {
-            let link = names.get(&way_out(&mut socket, route)?)?;
-            Some(DefaultRoute { ipv6: route.destination.addr().is_ipv6(), links: vec![*link] })
+        .map(|route| DefaultRoute {
+            ipv6: route.destination.addr().is_ipv6(),
+            links: route.links.iter().filter_map(|link| names.get(link).copied()).collect(),
         })
         .collect();
 
@@ -69,22 +68,5 @@ fn as_address(address: &address::Address) -> Address {
         unusable: address.flags & UNUSABLE != 0,
         temporary: address.is_temporary(),
         permanent: address.flags & PERMANENT != 0,
-    }
-}
-
-/// The device that a default route leads through. Of a route with several next hops, or with a
-/// next-hop object, it is the one that the kernel would take to a documentation address (RFC 5737,
-/// RFC 3849), to which nobody has a more special route.
-fn way_out(socket: &mut Socket, route: &Found) -> Option<u32> {
-    match route.target {
-        FoundTarget::Via { link, .. } | FoundTarget::Device(link) => Some(link),
-        FoundTarget::Blackhole => None,
-        FoundTarget::NextHopObject(_) | FoundTarget::Other => {
-            let anywhere = match route.destination {
-                IpNet::V4(_) => IpAddr::from(Ipv4Addr::new(198, 51, 100, 1)),
-                IpNet::V6(_) => IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
-            };
-            route::lookup(socket, anywhere).ok().map(|way| way.link)
-        }
     }
 }

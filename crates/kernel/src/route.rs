@@ -248,18 +248,86 @@ pub enum FoundTarget {
 /// The unicast, blackhole and such routes of the main table, of both families. The kernel's cached,
 /// local, broadcast and multicast routes are left out.
 pub fn list(socket: &mut Socket) -> Result<Vec<Found>, KernelError> {
+    dump(socket, decode)
+}
+
+/// A default route of the main table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DefaultRoute {
+    /// `0.0.0.0/0` or `::/0`.
+    pub destination: IpNet,
+    /// The metric.
+    pub metric: u32,
+    /// The numbers of the devices that it leads through, one for each next hop; none if it leads
+    /// nowhere.
+    pub links: Vec<u32>,
+}
+
+/// The default routes of the main table, of both families.
+pub fn default_routes(socket: &mut Socket) -> Result<Vec<DefaultRoute>, KernelError> {
+    let mut routes = dump(socket, |answer| {
+        let Some(found) = decode(answer)?.filter(|found| found.destination.prefix_len() == 0) else {
+            return Ok(None);
+        };
+        let links = match found.target {
+            FoundTarget::Blackhole => Vec::new(),
+            _ => way_out(answer.payload.get(12..).unwrap_or_default()),
+        };
+        Ok(Some((found, links)))
+    })?;
+    for (found, links) in &mut routes {
+        // Unless net.ipv4.nexthop_compat_mode is off, the kernel says it with the route.
+        if let (FoundTarget::NextHopObject(id), true) = (found.target, links.is_empty()) {
+            links.extend(crate::nexthop::by_id(socket, id)?.map(|object| object.link));
+        }
+    }
+    let route = |(found, links): (Found, _)| DefaultRoute {
+        destination: found.destination,
+        metric: found.metric,
+        links,
+    };
+    Ok(routes.into_iter().map(route).collect())
+}
+
+/// The devices among the attributes of a route: `RTA_OIF`, or those of each `struct rtnexthop`.
+fn way_out(route: &[u8]) -> Vec<u32> {
+    let mut links = Vec::new();
+    for (attribute, value) in attributes(route) {
+        match attribute {
+            libc::RTA_OIF => links.extend(read_u32(value, 0)),
+            libc::RTA_MULTIPATH => {
+                let mut hops = value;
+                while let (Some(len), Some(link)) = (read_u16(hops, 0), read_u32(hops, 4)) {
+                    links.push(link);
+                    // Aligned to four bytes; a length of nothing would never end.
+                    let next = usize::from(len).next_multiple_of(4).max(8);
+                    hops = hops.get(next..).unwrap_or_default();
+                }
+            }
+            _ => {}
+        }
+    }
+    links
+}
+
+/// Reads the routes of the main table, of both families.
+fn dump<T>(
+    socket: &mut Socket,
+    read: impl Fn(Answer<'_>) -> Result<Option<T>, NetlinkError>,
+) -> Result<Vec<T>, KernelError> {
     let mut routes = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
-        let is_of_family = |found: &Found| found.destination.addr().is_ipv4() == (family == libc::AF_INET);
         let found = socket.dump(
             libc::RTM_GETROUTE,
             |body| {
                 body.put(&[family as u8, 0, 0, 0, MAIN_TABLE as u8, 0, 0, 0, 0, 0, 0, 0]);
                 body.u32(libc::RTA_TABLE, MAIN_TABLE);
             },
-            |routes: &mut Vec<Found>, answer| {
+            |routes: &mut Vec<T>, answer| {
                 // A kernel without one family answers with the other.
-                routes.extend(decode(answer)?.filter(is_of_family));
+                if answer.payload.first() == Some(&(family as u8)) {
+                    routes.extend(read(answer)?);
+                }
                 Ok(())
             },
         );

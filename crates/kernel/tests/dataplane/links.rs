@@ -197,3 +197,34 @@ fn a_named_namespace_comes_and_goes() {
     assert!(!namespace::run("ip netns list").contains(&named.0));
     assert!(netns::create_named("../evil").is_err());
 }
+
+#[test]
+fn a_default_route_names_all_devices_that_it_leads_through() {
+    if !namespace::enter(&["ip"]) {
+        return;
+    }
+    let mut socket = Socket::open(Protocol::Route).unwrap();
+    let devices = ["eth0", "eth1"].map(|device| create_device(&mut socket, device));
+    namespace::run("ip address add 192.0.2.1/24 dev eth0; ip address add 198.51.100.1/24 dev eth1");
+    namespace::run("ip -6 address add fd00::1/64 dev eth0 nodad; ip -6 address add fd01::1/64 dev eth1 nodad");
+    let hops = "nexthop via 192.0.2.9 dev eth0 nexthop via 198.51.100.9 dev eth1";
+    namespace::run(&format!("ip route add default {hops}"));
+    namespace::run("ip -6 route add default nexthop via fd00::9 nexthop via fd01::9");
+    namespace::run("ip route add default via 198.51.100.9 metric 7; ip route add blackhole default metric 9");
+    namespace::run("ip nexthop add id 3 via 192.0.2.9 dev eth0; ip route add default nhid 3 metric 8");
+    let mut found: Vec<_> = route::default_routes(&mut socket)
+        .unwrap()
+        .into_iter()
+        .map(|route| (route.destination.addr().is_ipv6(), route.metric, route.links))
+        .collect();
+    found.sort();
+    let [eth0, eth1] = devices;
+    let want = [
+        (false, 0, vec![eth0, eth1]),
+        (false, 7, vec![eth1]),
+        (false, 8, vec![eth0]),
+        (false, 9, vec![]),
+        (true, 1024, vec![eth0, eth1]),
+    ];
+    assert_eq!(found, want);
+}
