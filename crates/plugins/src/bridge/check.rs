@@ -10,6 +10,7 @@ use kernel::{KernelError, address};
 
 use super::gateway::Gateways;
 use super::settings::Settings;
+use super::vlan;
 use crate::container::{inside, open_socket};
 use crate::interface::{listed, same_mac};
 use crate::{addressing, masquerade};
@@ -32,7 +33,8 @@ pub(super) fn run(settings: &Settings, request: &Request, namespace: &Namespace)
         check_pod(socket, &link, pod_listed, &result)?;
         Ok(link)
     })?;
-    check_port(&mut host, &bridge, &pod, &result)?;
+    let port = check_port(&mut host, &bridge, &pod, &result)?;
+    vlan::check_port(&mut host, settings, &port)?;
     if settings.has_ipam() && settings.is_gateway {
         check_gateway(&mut host, &bridge, settings, &result)?;
     }
@@ -87,7 +89,7 @@ fn check_pod(socket: &mut Socket, link: &Link, listed: &Interface, result: &AddR
 }
 
 /// The host's end: some listed device that is the other end of the pod's, on the bridge.
-fn check_port(host: &mut Socket, bridge: &Link, pod: &Link, result: &AddResult) -> Result<(), Error> {
+fn check_port(host: &mut Socket, bridge: &Link, pod: &Link, result: &AddResult) -> Result<Link, Error> {
     for listed in result.interfaces.iter().filter(|i| i.sandbox.is_empty() && i.name != bridge.name.as_str())
     {
         let Ok(name) = listed.name.parse::<LinkName>() else { continue };
@@ -107,7 +109,7 @@ fn check_port(host: &mut Socket, bridge: &Link, pod: &Link, result: &AddResult) 
                 listed.mac
             )));
         }
-        return Ok(());
+        return Ok(link);
     }
     Err(Error::internal(format!("CNI veth created for bridge {} was not found", bridge.name)))
 }
@@ -121,11 +123,10 @@ fn check_gateway(
 ) -> Result<(), Error> {
     let mut link = bridge.clone();
     if let Some(id) = settings.vlan {
-        let text = format!("{}.{id}", bridge.name);
-        let name: LinkName = text.parse().map_err(|error| Error::internal(format!("{error}")))?;
+        let name = vlan::gateway_name(bridge.name, id)?;
         link = link::by_name(host, name)
             .map_err(internal)?
-            .ok_or_else(|| Error::internal(format!("Interface name {text} not found")))?;
+            .ok_or_else(|| Error::internal(format!("Interface name {name} not found")))?;
     }
     let present = address::list(host, Some(link.index)).map_err(internal)?;
     for wanted in Gateways::of(&result.ips).addresses() {

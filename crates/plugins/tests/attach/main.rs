@@ -14,6 +14,7 @@
 mod chained;
 mod devices;
 mod node;
+mod vlans;
 
 use std::collections::BTreeSet;
 use std::fs;
