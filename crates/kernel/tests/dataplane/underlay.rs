@@ -29,6 +29,8 @@ pub(crate) fn net(text: &str) -> IpNet {
 pub(crate) fn open() -> Linux {
     // An address that is still being checked changes its state a second later.
     sysctl::write("net/ipv6/conf/default/accept_dad", "0").unwrap();
+    // A namespace begins with what the first one has, which another program may have switched on.
+    sysctl::write("net/ipv4/ip_forward", "0").unwrap();
     let mut linux = Linux::open().unwrap();
     let socket = linux.socket();
     let lo = link::index(socket, name("lo")).unwrap().unwrap();
