@@ -5,6 +5,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cri;
+pub mod image;
+pub mod machine;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};

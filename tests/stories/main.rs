@@ -6,12 +6,15 @@
 mod address_change;
 mod attach;
 mod bad_leases;
+mod containerd;
 mod direct_routing;
 mod disk_full;
+mod docker;
 mod firewall;
 mod foreign_state;
 mod golden;
 mod mtu;
+mod podman;
 mod race;
 mod reach;
 mod repair;

@@ -1,0 +1,64 @@
+# Makes a machine of a network namespace: processes, mounts, cgroups and the rest of its own, a fresh
+# /run, /var/lib and /opt, an /etc that forgets. Arguments: name, the node's directory, the phase.
+set -e
+name=$1 dir=$2 phase=$3
+
+# A cgroup of its own in every hierarchy, which the next phase takes for the root.
+if [ "$phase" = cgroups ]; then
+	for procs in /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs; do
+		[ -e "$procs" ] || continue
+		above=${procs%/cgroup.procs}
+		mkdir -p "$above/$name"
+		# A new cpuset is empty, and nothing can run in it.
+		for list in cpuset.cpus cpuset.mems; do
+			if [ -e "$above/$list" ] && [ -z "$(cat "$above/$name/$list")" ]; then
+				cat "$above/$list" >"$above/$name/$list"
+			fi
+		done
+		echo $$ >"$above/$name/cgroup.procs"
+	done
+	exec unshare --cgroup --pid --mount --ipc --uts --fork --kill-child=KILL \
+		/bin/sh "$0" "$name" "$dir" mounts
+fi
+
+mount --make-rprivate /
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+if [ "$(cut -d : -f 1 /proc/self/cgroup)" = 0 ]; then
+	mount -t cgroup2 cgroup2 /sys/fs/cgroup
+	mkdir /sys/fs/cgroup/init
+	echo 1 >/sys/fs/cgroup/init/cgroup.procs
+	sed 's/[a-z]*/+&/g' /sys/fs/cgroup/cgroup.controllers >/sys/fs/cgroup/cgroup.subtree_control
+else
+	mount -t tmpfs tmpfs /sys/fs/cgroup
+	while IFS=: read -r number controllers path; do
+		case $number:$controllers in
+		0:*) mkdir /sys/fs/cgroup/unified && mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified ;;
+		*:name=*) mkdir "/sys/fs/cgroup/${controllers#name=}" &&
+			mount -t cgroup -o "none,$controllers" cgroup "/sys/fs/cgroup/${controllers#name=}" ;;
+		*) mkdir "/sys/fs/cgroup/$controllers" &&
+			mount -t cgroup -o "$controllers" cgroup "/sys/fs/cgroup/$controllers" ;;
+		esac
+	done </proc/self/cgroup
+fi
+
+hostname "${name##*-}"
+mkdir -p "$dir/machine"
+mount -t tmpfs tmpfs "$dir/machine"
+cd "$dir/machine"
+mkdir run run/flannel lib etc work opt tmp
+mount --bind "$dir/run/flannel" run/flannel
+mount -t overlay overlay -o lowerdir=/etc,upperdir=etc,workdir=work /etc
+mount --bind lib /var/lib
+mount --bind opt /opt
+mount --bind tmp /tmp
+mount --rbind run /run
+# Configurations that the machine below us may have, and this one must not.
+rm -rf /etc/cni /etc/containerd /etc/docker
+cd /
+echo ready >/run/ready
+# The first process takes in orphans.
+while :; do
+	sleep 1000 &
+	wait
+done
