@@ -44,7 +44,15 @@ fn sound(directory: &str) -> Value {
         "sysctl": {"net.core.somaxconn": "1"}, "mac": "02:00:00:00:00:03", "promisc": true, "allmulti": false,
         "txQLen": 7, "ingressRate": 8000, "ingressBurst": 8000, "egressRate": 8000, "egressBurst": 8000,
     });
-    sound.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let devices = json!({
+        "master": "eth9", "linkInContainer": false, "mode": "bridge", "bcqueuelen": 5, "vlanId": 7,
+        "device": "eth9", "hwaddr": "02:00:00:00:00:04", "kernelpath": "/sys/devices/a", "pciBusID": "0000:00:00.0",
+        "multiQueue": true, "owner": 1, "group": 2, "vrfname": "blue", "table": 70,
+        "gateways": ["10.1.0.1", "fc00::1"], "addSourceHints": true,
+    });
+    for members in [more, devices] {
+        sound.as_object_mut().unwrap().extend(members.as_object().unwrap().clone());
+    }
     sound
 }
 
