@@ -34,7 +34,7 @@ const NEXT_HOPS_FROM: usize = 500;
 /// With how many it goes back to plain routes; lower, so that a node does not swing between them.
 const NEXT_HOPS_TO: usize = 400;
 /// More changed leases than this are left to a pass, which is cheaper then.
-const BULK: usize = 256;
+const BULK: usize = 4096;
 /// With so many leases a pass takes enough memory to be worth giving back after it.
 const MANY: usize = 1000;
 /// With more changes refused than this, something fundamental is wrong, and they are not told apart.
@@ -169,7 +169,8 @@ impl<K: Kernel> Reconciler<K> {
             return self.schedule.at_once(now);
         };
         let (before, after) = last.differences(&self.leases);
-        if before.len() + after.len() > BULK {
+        let restyled = self.route_style() != intent.host.route_style;
+        if restyled || before.len() + after.len() > BULK {
             return self.schedule.at_once(now);
         }
         let (plan_before, plan_after) = intent.plans_between(&last, &self.leases);

@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long leases must have been quiet.
-pub const QUIET: Duration = Duration::from_millis(100);
+pub const QUIET: Duration = Duration::from_millis(500);
 /// How long a pass waits for leases to become quiet.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 /// How long a notification of the kernel waits for others.
