@@ -24,10 +24,10 @@ impl Host {
             return None;
         }
         let id = std::process::id();
-        let host = Namespace::create(&format!("ctl{id}-{name}")).unwrap();
-        let pod = Namespace::create(&format!("ctl{id}-{name}-pod")).unwrap();
-        let host = Host { host, pod, dir: tempfile::tempdir().unwrap() };
-        fs::create_dir(host.path("net.d")).unwrap();
+        let host = Namespace::create(&format!("ctl{id}-{name}")).expect("a namespace");
+        let pod = Namespace::create(&format!("ctl{id}-{name}-pod")).expect("a namespace");
+        let host = Host { host, pod, dir: tempfile::tempdir().expect("a directory") };
+        fs::create_dir(host.path("net.d")).expect("files can be written");
         let list = json!({
             "cniVersion": "1.1.0",
             "name": "net",
@@ -43,7 +43,7 @@ impl Host {
                 {"type": "loopback"},
             ],
         });
-        fs::write(host.path("net.d/10-net.conflist"), list.to_string()).unwrap();
+        fs::write(host.path("net.d/10-net.conflist"), list.to_string()).expect("files can be written");
         let installed = host.ctl(&["install", "--no-conf", "--dir", &host.text("bin")]);
         assert!(installed.status.success(), "{installed:?}");
         Some(host)
@@ -67,7 +67,7 @@ impl Host {
             .env("CNI_PATH", self.path("bin"))
             .env("NETCONFPATH", self.path("net.d"));
         command.env("CNI_ARGS", "IgnoreUnknown=1;K=V").env("CAP_ARGS", r#"{"mac":"c2:11:22:33:44:55"}"#);
-        self.host.within(|| command.output()).unwrap().unwrap()
+        self.host.within(|| command.output()).expect("a namespace").expect("flannelctl can be started")
     }
 
     fn net(&self, verb: &str, more: &[&str]) -> Output {
