@@ -10,6 +10,7 @@ use fabric::dataplane;
 use fabric::link_name::LinkName;
 use fabric::mac::Mac;
 use rustix::io::Errno;
+use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::error::{Doing, KernelError};
 use crate::netlink::{
@@ -134,11 +135,26 @@ pub enum Operational {
 /// Asked by SIOCGIFINDEX, which needs no RTNL: it does not wait for a device that is being deleted
 /// elsewhere, and sees that device gone at once.
 pub fn index(socket: &Socket, name: LinkName) -> Result<Option<u32>, KernelError> {
-    match rustix::net::netdevice::name_to_index(socket, name.as_str()) {
+    match without_modprobe(|| rustix::net::netdevice::name_to_index(socket, name.as_str())) {
         Ok(index) => Ok(Some(index)),
         Err(Errno::NODEV) => Ok(None),
         Err(errno) => Err(KernelError::system(format!("look up device {name}"), errno)),
     }
+}
+
+/// Asks the kernel without the right to have modules loaded: for a name that no device has, it would run
+/// `modprobe` twice and wait for it, which takes longer than a whole attachment (`dev_load` in
+/// `net/core/dev_ioctl.c`). Rights are those of the thread; looking needs none.
+fn without_modprobe<T>(ask: impl FnOnce() -> T) -> T {
+    const LOADING: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::SYS_MODULE);
+    let Ok(mine) = rustix::thread::capabilities(None) else { return ask() };
+    let fewer = CapabilitySets { effective: mine.effective.difference(LOADING), ..mine };
+    if fewer.effective == mine.effective || rustix::thread::set_capabilities(None, fewer).is_err() {
+        return ask();
+    }
+    let answer = ask();
+    rustix::thread::set_capabilities(None, mine).expect("a right that is permitted can be taken up again");
+    answer
 }
 
 /// Whether there is a device of that name, see [`index`].
@@ -267,6 +283,8 @@ pub fn create_veth(socket: &mut Socket, veth: &Veth<'_>) -> Result<(), KernelErr
     create(socket, doing, |body| {
         header(body, 0, UP, UP);
         veth_end(body, veth.name, veth.mac, veth.mtu);
+        // Compatibility: the reference bridge plugin leaves the host's end without a queue.
+        body.u32(libc::IFLA_TXQLEN, 0);
         if let Some(master) = veth.master {
             body.u32(libc::IFLA_MASTER, master);
         }

@@ -65,7 +65,8 @@ impl Wish<'_> {
         let passes = |id: u16, as_own: bool| {
             present.iter().any(|vlans| vlans.ids.contains(&id) && (vlans.pvid && vlans.untagged || !as_own))
         };
-        if !passes(self.untagged, true) {
+        // Compatibility: the original lets a VLAN that is in the list as well pass tagged only.
+        if !passes(self.untagged, !self.tagged.contains(&self.untagged)) {
             return Ok(Some(self.untagged));
         }
         Ok(self.tagged.iter().copied().find(|id| !passes(*id, false)))
