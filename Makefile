@@ -62,12 +62,9 @@ release: build ## Pack the release binaries into dist/
 
 install: ## Install the release binaries, plugins and systemd unit (PREFIX, CNI_BIN, DESTDIR)
 	install -D -t $(DESTDIR)$(PREFIX)/bin $(RELEASE)/flanneld $(RELEASE)/flannelctl
-	install -D -t $(DESTDIR)$(CNI_BIN) $(RELEASE)/flannel-cni
-	@# Plugins that are there already are left alone: flannel runs whatever bridge it finds.
-	@for plugin in flannel bridge host-local loopback; do \
-	  link=$(DESTDIR)$(CNI_BIN)/$$plugin; \
-	  if [ -e "$$link" ] && [ ! -L "$$link" ]; then echo "kept $$link, which is not ours"; \
-	  else ln -sf flannel-cni "$$link"; fi; done
+	@# Plugins of others that are there already are left alone and named, which is no failure here.
+	-@$(RELEASE)/flannelctl cni install --no-conf --dir $(DESTDIR)$(CNI_BIN)
+	install -D -t $(DESTDIR)$(PREFIX)/bin deploy/mk-docker-opts.sh
 	install -D -m 644 deploy/flanneld.service $(DESTDIR)/etc/systemd/system/flanneld.service
 
 clean: ## Remove everything that was built
