@@ -56,7 +56,7 @@ bench: build ## Measure convergence, repair and pod attachment (see benches/RESU
 release: build ## Pack the release binaries into dist/
 	@rm -rf dist/$(DIST) && mkdir -p dist/$(DIST)
 	@cp $(RELEASE)/flanneld $(RELEASE)/flannel-cni $(RELEASE)/flannelctl dist/$(DIST)/
-	@cp LICENSE README.md CHANGELOG.md deploy/flanneld.service dist/$(DIST)/
+	@cp LICENSE README.md CHANGELOG.md deploy/flanneld.service deploy/mk-docker-opts.sh dist/$(DIST)/
 	@tar -C dist -czf dist/$(DIST).tar.gz $(DIST)
 	@ls -l dist/$(DIST) dist/$(DIST).tar.gz
 
