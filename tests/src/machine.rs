@@ -37,6 +37,7 @@ impl<'lab> Machine<'lab> {
         reason = "a machine is made by the programs that a person would use"
     )]
     pub fn start(node: &'lab Node) -> Result<Machine<'lab>> {
+        sweep();
         let script = node.dir().join("machine.sh");
         fs::write(&script, include_str!("machine.sh"))?;
         let name = node.namespace().name().to_owned();
@@ -167,11 +168,32 @@ impl Drop for Machine<'_> {
         for service in &mut self.services {
             let _ = service.wait();
         }
-        let above = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
-        for hierarchy in above.chain([PathBuf::from("/sys/fs/cgroup")]) {
+        for hierarchy in hierarchies() {
             let own = hierarchy.join(&self.name);
             // The kernel lets go of a cgroup a moment after its last process.
             let _ = wait_for("the cgroups to be gone", PATIENCE, || remove_cgroups(&own));
+        }
+    }
+}
+
+/// Where cgroups are: the root of version 2, and a directory for each hierarchy of version 1.
+fn hierarchies() -> Vec<PathBuf> {
+    let root = PathBuf::from("/sys/fs/cgroup");
+    let entries = fs::read_dir(&root).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).chain([root.clone()]).collect()
+}
+
+/// Removes the cgroups of machines whose test was killed: they are named after a network namespace that
+/// is gone, the lab having been swept away.
+fn sweep() {
+    for hierarchy in hierarchies() {
+        for entry in fs::read_dir(&hierarchy).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let is_ours = name.to_string_lossy().starts_with("flab-");
+            if is_ours && !Path::new("/run/netns").join(&name).exists() {
+                // One that still has a process is left to the next sweep.
+                let _ = remove_cgroups(&entry.path());
+            }
         }
     }
 }
