@@ -16,6 +16,7 @@ pub mod address;
 mod apply;
 pub mod bridge;
 pub mod command;
+pub mod conntrack;
 mod error;
 #[cfg(feature = "fake")]
 pub mod fake;

@@ -11,6 +11,7 @@
 
 pub(crate) mod dropping;
 pub(crate) mod expression;
+pub mod owned;
 pub(crate) mod rule;
 mod wire;
 
@@ -55,6 +56,7 @@ pub(crate) struct RawRule {
     pub(crate) handle: u64,
     pub(crate) expressions: Vec<Expression>,
     pub(crate) comment: Option<String>,
+    pub(crate) owner: Option<owned::Owner>,
 }
 
 impl Nftables {

@@ -22,6 +22,7 @@ pub const PLUGINS: &[&dyn Plugin] = &[
     &crate::ipvlan::Ipvlan,
     &crate::loopback::Loopback,
     &crate::macvlan::Macvlan,
+    &crate::portmap::Portmap,
     &crate::ptp::Ptp,
     &crate::sbr::Sbr,
     &crate::static_addresses::Static,

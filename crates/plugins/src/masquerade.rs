@@ -86,7 +86,7 @@ pub(crate) fn remove(request: &Request, traces: &[IptablesTrace], addresses: &[I
 /// Leaves it to a process of its own to be the last that closes the socket: the kernel then waits until
 /// no packet can be in a replaced rule any more (an RCU grace period, some 20 ms), which changes nothing
 /// for anybody: the transaction is done.
-fn close_later(nft: Nftables) {
+pub(crate) fn close_later(nft: Nftables) {
     let Ok((read, write)) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC) else { return };
     let mut write = Some(write);
     let _ = process::detach(|| {

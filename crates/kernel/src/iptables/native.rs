@@ -152,6 +152,7 @@ impl Chain {
                 before,
                 expressions,
                 comment: Some(FORWARD_COMMENT.to_owned()),
+                owner: None,
             }
         }));
         steps

@@ -6,6 +6,7 @@ use fabric::firewall::{Chain, ChainKind, Family, Hook, HookPoint, Policy, Rule, 
 use rustix::io::Errno;
 
 use super::expression::{self, Expression, find};
+use super::owned::Owner;
 use super::{RawRule, foreign, rule};
 use crate::netlink::{
     ACK, APPEND, Answer, Batch, CREATE, Encoder, NetlinkError, Socket, read_be32, read_text,
@@ -50,6 +51,8 @@ const RULE_USERDATA: u16 = 7;
 
 /// `NFTNL_UDATA_{TABLE,CHAIN,RULE}_COMMENT`: the same for all three.
 const USERDATA_COMMENT: u8 = 0;
+/// Nobody else's: nft knows 0 and 1 of rules, and passes over the others.
+const USERDATA_OWNER: u8 = b'f';
 /// `struct nfgenmsg`
 const HEADER_LEN: usize = 4;
 
@@ -78,6 +81,8 @@ pub(crate) enum Step {
         before: Option<u64>,
         expressions: Vec<Expression>,
         comment: Option<String>,
+        /// Whose it is, in a table that is shared.
+        owner: Option<Owner>,
     },
     /// Deletes a rule of a chain by its handle.
     DeleteRule(TableName, String, u64),
@@ -96,6 +101,16 @@ impl Step {
             before: None,
             expressions: rule::encode(table.family, rule),
             comment: rule.comment.clone(),
+            owner: None,
+        }
+    }
+
+    pub(super) fn add_owned_rule(table: &TableName, chain: &str, rule: &Rule, by: Owner) -> Step {
+        match Step::add_rule(table, chain, rule) {
+            Step::AddRule { table, chain, before, expressions, comment, .. } => {
+                Step::AddRule { table, chain, before, expressions, comment, owner: Some(by) }
+            }
+            other => other,
         }
     }
 
@@ -130,7 +145,7 @@ impl Step {
                 body.text(RULE_TABLE, &table.name);
                 body.text(RULE_CHAIN, chain);
             }),
-            Step::AddRule { table, chain, before, expressions, comment } => {
+            Step::AddRule { table, chain, before, expressions, comment, owner } => {
                 // Without APPEND, the position is that of the rule in front of which the new one goes.
                 let flags = if before.is_some() { CREATE } else { CREATE | APPEND };
                 batch.push(NEW_RULE, flags, |body| {
@@ -141,7 +156,7 @@ impl Step {
                     if let Some(handle) = before {
                         body.be64(RULE_POSITION, *handle);
                     }
-                    write_comment(body, RULE_USERDATA, comment.as_deref());
+                    write_userdata(body, RULE_USERDATA, comment.as_deref(), *owner);
                 });
             }
             Step::DeleteRule(table, chain, handle) => batch.push(DELETE_RULE, 0, |body| {
@@ -310,6 +325,9 @@ pub(super) fn rules(
                     .ok_or(NetlinkError::Malformed("a rule without handle"))?,
                 expressions: expression::read_all(find(body, RULE_EXPRESSIONS).unwrap_or_default()),
                 comment: read_comment(body, RULE_USERDATA),
+                owner: read_userdata(body, RULE_USERDATA, USERDATA_OWNER)
+                    .and_then(|mark| mark.try_into().ok())
+                    .map(Owner),
             });
             Ok(())
         },
@@ -395,24 +413,41 @@ fn read_hook(chain: &[u8], hook: &[u8]) -> Option<Hook> {
     Some(Hook { kind, point, priority, policy })
 }
 
-/// A comment: type, length, and the text with its terminating zero.
 fn write_comment(body: &mut Encoder, kind: u16, comment: Option<&str>) {
-    let Some(comment) = comment else { return };
-    let mut text = comment.as_bytes().to_vec();
-    // nft allows 128 bytes with the zero; whoever makes comments keeps to that.
-    text.truncate(usize::from(u8::MAX) - 1);
-    text.push(0);
-    let mut data = vec![USERDATA_COMMENT, u8::try_from(text.len()).unwrap_or(u8::MAX)];
-    data.append(&mut text);
-    body.attribute(kind, &data);
+    write_userdata(body, kind, comment, None);
+}
+
+/// Entries of type, length and value. The value of a comment is the text with its terminating zero.
+fn write_userdata(body: &mut Encoder, kind: u16, comment: Option<&str>, owner: Option<Owner>) {
+    let mut data = Vec::new();
+    if let Some(comment) = comment {
+        let mut text = comment.as_bytes().to_vec();
+        // nft allows 128 bytes with the zero; whoever makes comments keeps to that.
+        text.truncate(usize::from(u8::MAX) - 1);
+        text.push(0);
+        data.extend([USERDATA_COMMENT, u8::try_from(text.len()).unwrap_or(u8::MAX)]);
+        data.append(&mut text);
+    }
+    if let Some(Owner(mark)) = owner {
+        data.extend([USERDATA_OWNER, mark.len() as u8]);
+        data.extend(mark);
+    }
+    if !data.is_empty() {
+        body.attribute(kind, &data);
+    }
 }
 
 fn read_comment(body: &[u8], kind: u16) -> Option<String> {
+    read_userdata(body, kind, USERDATA_COMMENT).map(read_text)
+}
+
+/// The value of the first entry of this type.
+fn read_userdata(body: &[u8], kind: u16, wanted: u8) -> Option<&[u8]> {
     let mut data = find(body, kind)?;
     while let [kind, length, rest @ ..] = data {
         let value = rest.get(..usize::from(*length))?;
-        if *kind == USERDATA_COMMENT {
-            return Some(read_text(value));
+        if *kind == wanted {
+            return Some(value);
         }
         data = &rest[value.len()..];
     }
