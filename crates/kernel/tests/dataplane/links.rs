@@ -238,7 +238,9 @@ fn a_default_route_names_all_devices_that_it_leads_through() {
     let mut socket = Socket::open(Protocol::Route).unwrap();
     let devices = ["eth0", "eth1"].map(|device| create_device(&mut socket, device));
     namespace::run("ip address add 192.0.2.1/24 dev eth0; ip address add 198.51.100.1/24 dev eth1");
-    namespace::run("ip -6 address add fd00::1/64 dev eth0 nodad; ip -6 address add fd01::1/64 dev eth1 nodad");
+    namespace::run(
+        "ip -6 address add fd00::1/64 dev eth0 nodad; ip -6 address add fd01::1/64 dev eth1 nodad",
+    );
     let hops = "nexthop via 192.0.2.9 dev eth0 nexthop via 198.51.100.9 dev eth1";
     namespace::run(&format!("ip route add default {hops}"));
     namespace::run("ip -6 route add default nexthop via fd00::9 nexthop via fd01::9");
