@@ -15,6 +15,7 @@
 pub mod address;
 mod apply;
 pub mod bridge;
+pub mod bus;
 pub mod command;
 pub mod conntrack;
 mod error;

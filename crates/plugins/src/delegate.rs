@@ -17,6 +17,7 @@ pub const PLUGINS: &[&dyn Plugin] = &[
     &crate::bandwidth::Bandwidth,
     &crate::bridge::Bridge,
     &crate::dummy::Dummy,
+    &crate::firewall::Firewall,
     &crate::host_device::HostDevice,
     &crate::host_local::HostLocal,
     &crate::ipvlan::Ipvlan,

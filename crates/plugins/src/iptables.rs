@@ -24,7 +24,7 @@ pub(crate) struct Iptables {
 
 /// Where the rules are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+enum Kind {
     /// In tables of nftables.
     Nft,
     /// In tables of its own.
@@ -59,6 +59,11 @@ impl Iptables {
         let own = format!("{}-legacy", name(family));
         let program = if command::find(&own).is_some() { own } else { name(family).to_owned() };
         Some(Iptables { family, kind: Kind::Legacy, program })
+    }
+
+    /// Whether its tables are its own.
+    pub(crate) fn is_legacy(&self) -> bool {
+        self.kind == Kind::Legacy
     }
 
     /// The name by which nftables knows a table of iptables-nft.

@@ -13,6 +13,7 @@ mod container;
 pub mod delegate;
 pub mod dummy;
 mod files;
+pub mod firewall;
 pub mod flannel;
 mod forwarding;
 pub mod host_device;
