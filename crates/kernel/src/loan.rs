@@ -44,7 +44,7 @@ pub fn set_alias(socket: &mut Socket, index: u32, alias: &str) -> Result<(), Ker
         .doing(|| format!("set the alias of device number {index} to {alias:?}"))
 }
 
-/// The alias of a device; empty if it has none.
+/// The alias of a device; empty if it has none, or has gone meanwhile.
 pub fn alias(socket: &mut Socket, index: u32) -> Result<String, KernelError> {
     let take = |found: &mut String, answer: Answer<'_>| {
         let mut all = attributes(answer.payload.get(16..).unwrap_or_default());
@@ -53,7 +53,8 @@ pub fn alias(socket: &mut Socket, index: u32) -> Result<String, KernelError> {
         }
         Ok(())
     };
-    socket
-        .ask(libc::RTM_GETLINK, 0, |body| header(body, index, 0, 0), take)
-        .doing(|| format!("look at device number {index}"))
+    match socket.ask(libc::RTM_GETLINK, 0, |body| header(body, index, 0, 0), take) {
+        Err(error) if error.errno() == Some(rustix::io::Errno::NODEV) => Ok(String::new()),
+        other => other.doing(|| format!("look at device number {index}")),
+    }
 }

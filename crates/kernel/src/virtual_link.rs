@@ -237,7 +237,7 @@ fn namespace_id(socket: &mut Socket, namespace: BorrowedFd<'_>) -> Result<i32, K
         .ok_or_else(|| KernelError::Other { doing: doing(), why: "the kernel gave it no number".to_owned() })
 }
 
-/// What an existing device is; none for kinds that are not made here.
+/// What a device is; none for kinds that are not made here, and for one that has gone meanwhile.
 pub fn kind(socket: &mut Socket, index: u32) -> Result<Option<VirtualKind>, KernelError> {
     let take = |found: &mut Option<VirtualKind>, answer: Answer<'_>| {
         let infos = attributes(answer.payload.get(16..).unwrap_or_default());
@@ -248,9 +248,10 @@ pub fn kind(socket: &mut Socket, index: u32) -> Result<Option<VirtualKind>, Kern
         }
         Ok(())
     };
-    socket
-        .ask(libc::RTM_GETLINK, 0, |body| header(body, index, 0, 0), take)
-        .doing(|| format!("look at device number {index}"))
+    match socket.ask(libc::RTM_GETLINK, 0, |body| header(body, index, 0, 0), take) {
+        Err(error) if error.errno() == Some(rustix::io::Errno::NODEV) => Ok(None),
+        other => other.doing(|| format!("look at device number {index}")),
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use fabric::mac::Mac;
 use kernel::bridge::{self, Bridge, PortFlags, Side, Vlans};
 use kernel::link::{self, Kind, Veth};
 use kernel::netlink::{Protocol, Socket};
-use kernel::{address, netns, route, sysctl};
+use kernel::{address, loan, netns, route, sysctl, virtual_link};
 use rustix::io::Errno;
 
 use crate::namespace;
@@ -134,7 +134,10 @@ fn a_device_can_be_changed_in_every_way_a_plugin_asks() {
     let found = link::by_name(&mut socket, name("d1")).unwrap().unwrap();
     assert_eq!(found.master, None);
     assert_eq!(link::by_name(&mut socket, name("d0")).unwrap(), None);
+    // A device that goes between two looks is no error: it is not there.
     assert_eq!(link::by_index(&mut socket, 9999).unwrap(), None);
+    assert_eq!(loan::alias(&mut socket, 9999).unwrap(), "");
+    assert_eq!(virtual_link::kind(&mut socket, 9999).unwrap(), None);
     assert!(link::list(&mut socket).unwrap().contains(&found));
     link::delete(&mut socket, index).unwrap();
     link::delete(&mut socket, index).unwrap();
