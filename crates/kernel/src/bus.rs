@@ -144,9 +144,9 @@ impl Bus {
         message.number(self.serial);
         message.fields(&[
             (PATH, "o", path),
+            (DESTINATION, "s", service),
             (INTERFACE, "s", interface),
             (MEMBER, "s", method),
-            (DESTINATION, "s", service),
             (SIGNATURE, "g", &"s".repeat(texts.len())),
         ]);
         message.bytes.extend(body.bytes);
@@ -328,3 +328,6 @@ impl Reader<'_> {
         Some(text)
     }
 }
+
+#[cfg(test)]
+mod tests;

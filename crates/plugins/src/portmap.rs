@@ -40,6 +40,12 @@ impl Plugin for Portmap {
         }
         let mut nft = Nftables::open().ok();
         let backend = decide(settings.backend, nft.as_mut());
+        // An ADD that was not followed by a DEL may have been by the other one.
+        match (backend, &mut nft) {
+            (Chosen::Nftables, nft) => iptables::remove(nft.as_mut(), request)?,
+            (Chosen::Iptables, Some(nft)) => nftables::remove(nft, request)?,
+            (Chosen::Iptables, None) => {}
+        }
         for address in addresses(request, &result) {
             let installed = match (backend, &mut nft) {
                 (Chosen::Nftables, Some(nft)) => nftables::install(nft, request, &settings, address),

@@ -14,6 +14,7 @@
 mod chained;
 mod devices;
 mod node;
+mod ports;
 mod vlans;
 
 use std::collections::BTreeSet;
