@@ -35,6 +35,7 @@ pub mod netns;
 pub mod nexthop;
 pub mod nftables;
 mod observe;
+pub mod packet;
 pub mod pod;
 pub mod process;
 pub mod qdisc;

@@ -105,9 +105,11 @@ pub(crate) fn override_dns(request: &Request, result: &mut AddResult) -> Result<
 
 /// Takes the device away and gives the addresses back. What is gone already is no error.
 pub(crate) fn del(request: &Request) -> Result<(), Error> {
+    let ipam = Ipam::for_removal(request);
+    ipam.let_go_through_device(request);
     interface::remove(request)?;
     // The address comes last: nobody else may get it while something still answers for it.
-    Ipam::for_removal(request).tell(Verb::Del, request)
+    ipam.tell(Verb::Del, request)
 }
 
 /// Fails unless the attachment is as ADD reported it; `look` looks at what is special about the device.

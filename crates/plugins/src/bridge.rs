@@ -57,6 +57,7 @@ impl Plugin for Bridge {
         let traces = if removal.masquerade { masquerade::iptables_traces(request) } else { Vec::new() };
         // Only rules of iptables have to be found by address.
         let addresses = if traces.is_empty() { Vec::new() } else { addressing::addresses(request) };
+        removal.ipam.let_go_through_device(request);
         veth::remove(&mut open_socket()?, request)?;
         let masquerade =
             if removal.masquerade { masquerade::remove(request, &traces, &addresses) } else { Ok(()) };

@@ -16,6 +16,7 @@ pub const PLUGINS: &[&dyn Plugin] = &[
     &crate::flannel::Flannel,
     &crate::bandwidth::Bandwidth,
     &crate::bridge::Bridge,
+    &crate::dhcp::Dhcp,
     &crate::dummy::Dummy,
     &crate::firewall::Firewall,
     &crate::host_device::HostDevice,

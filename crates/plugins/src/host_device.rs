@@ -46,12 +46,14 @@ impl Plugin for HostDevice {
     }
 
     fn del(&self, request: &Request) -> Result<(), Error> {
+        let ipam = Ipam::for_removal(request);
+        ipam.let_go_through_device(request);
         match sandbox(request) {
             Some(namespace) => take_back(&namespace, request)?,
             // The kernel gave it back, under the container's name for it.
             None => rename_returned(request)?,
         }
-        Ipam::for_removal(request).tell(Verb::Del, request)
+        ipam.tell(Verb::Del, request)
     }
 
     fn check(&self, request: &Request) -> Result<(), Error> {

@@ -54,6 +54,14 @@ impl Ipam {
         self.call(verb, request).map(drop)
     }
 
+    /// Before DEL takes the device away: gives back what can only be given back through it. Whoever calls
+    /// this tells DEL again afterwards, so a failure is not one yet.
+    pub(crate) fn let_go_through_device(&self, request: &Request) {
+        if self.name.as_deref() == Some("dhcp") {
+            let _ = self.tell(Verb::Del, request);
+        }
+    }
+
     fn call(&self, verb: Verb, request: &Request) -> Result<Option<AddResult>, Error> {
         let Some(name) = &self.name else { return Ok(None) };
         Ok(delegate::call(name, verb, &request.environment, request.config.clone())?)

@@ -11,6 +11,7 @@ pub mod bandwidth;
 pub mod bridge;
 mod container;
 pub mod delegate;
+pub mod dhcp;
 pub mod dummy;
 mod files;
 pub mod firewall;

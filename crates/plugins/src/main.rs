@@ -17,8 +17,14 @@ fn main() -> ExitCode {
     let called_as = words.next().unwrap_or_default();
     let called_as = Path::new(&called_as).file_name().unwrap_or_default().to_string_lossy().into_owned();
     let told = words.next().unwrap_or_default().to_string_lossy().into_owned();
-    match by_name(&called_as).or_else(|| by_name(&told)) {
-        Some(plugin) => cni::plugin::run(plugin),
+    match by_name(&called_as).map(|plugin| (plugin, Some(told.clone()))).or_else(|| {
+        let word = words.next().map(|word| word.to_string_lossy().into_owned());
+        by_name(&told).map(|plugin| (plugin, word))
+    }) {
+        Some((plugin, Some(word))) if plugin.name() == "dhcp" && word == "daemon" => {
+            plugins::dhcp::daemon::run(words.map(|word| word.to_string_lossy().into_owned()))
+        }
+        Some((plugin, _)) => cni::plugin::run(plugin),
         None if told == "--list" => list(),
         None => usage(if told.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) }),
     }

@@ -74,6 +74,7 @@ impl Plugin for Ptp {
         let traces = if masks { masquerade::iptables_traces(request) } else { Vec::new() };
         // Only rules of iptables have to be found by address.
         let addresses = if traces.is_empty() { Vec::new() } else { addressing::addresses(request) };
+        Ipam::for_removal(request).let_go_through_device(request);
         veth::remove(&mut open_socket()?, request)?;
         let masquerade = if masks { masquerade::remove(request, &traces, &addresses) } else { Ok(()) };
         Ipam::for_removal(request).tell(Verb::Del, request)?;

@@ -24,6 +24,7 @@ fn sound(directory: &str) -> Value {
         "dns": {"nameservers": ["10.0.0.1"], "domain": "a", "search": ["b"], "options": ["c"]},
         "ipam": {
             "type": "host-local", "dataDir": directory, "resolvConf": "/nowhere/resolv.conf",
+            "daemonSocketPath": format!("{directory}/dhcp.sock"),
             "routes": [{"dst": "10.0.0.0/8", "gw": "10.1.0.1", "mtu": 1, "advmss": 1, "priority": 1, "table": 1, "scope": 1}],
             "subnet": "10.9.0.0/24",
             "ranges": [[{"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.5", "rangeEnd": "10.1.0.9", "gateway": "10.1.0.1"}]]

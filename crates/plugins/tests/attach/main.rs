@@ -13,6 +13,7 @@
 
 mod chained;
 mod devices;
+mod dhcp;
 mod node;
 mod ports;
 mod vlans;

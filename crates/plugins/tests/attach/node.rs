@@ -159,6 +159,14 @@ impl Node {
         child
     }
 
+    /// Starts a program on the host, its messages on standard error to be read.
+    #[allow(clippy::disallowed_methods, reason = "servers of the network that the plugins run in")]
+    pub(crate) fn spawn(&self, program: &str, arguments: &[&str]) -> Child {
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        self.host.enter(|| command.spawn().unwrap()).unwrap()
+    }
+
     /// Does something in the host's namespace.
     pub(crate) fn on_host<T>(&self, work: impl FnOnce(&mut Socket) -> T) -> T {
         inside(&self.host, work)
