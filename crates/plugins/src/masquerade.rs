@@ -7,6 +7,8 @@
 //! program takes away what the other one made.
 
 use std::fs;
+use std::thread;
+use std::time::Duration;
 
 use cni::json::Object;
 use cni::{Attachment, Error, Request};
@@ -83,9 +85,14 @@ pub(crate) fn remove(request: &Request, traces: &[IptablesTrace], addresses: &[I
     nftables.map_err(failed)
 }
 
+/// How long the kernel usually takes until no packet can be in a replaced rule any more (an RCU grace
+/// period).
+const GRACE: Duration = Duration::from_millis(50);
+
 /// Leaves it to a process of its own to be the last that closes the socket: the kernel then waits until
-/// no packet can be in a replaced rule any more (an RCU grace period, some 20 ms), which changes nothing
-/// for anybody: the transaction is done.
+/// no packet can be in a replaced rule any more, which changes nothing for anybody: the transaction is
+/// done. While it waits, nobody else in the namespace can change rules (`nft_rcv_nl_event`), so that
+/// process closes the socket when the time is over in all likelihood.
 pub(crate) fn close_later(nft: Nftables) {
     let Ok((read, write)) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC) else { return };
     let mut write = Some(write);
@@ -93,7 +100,9 @@ pub(crate) fn close_later(nft: Nftables) {
         // The other process has a copy of the socket, and of the pipe's end that it must not hold open.
         write = None;
         // Ends when this process has closed its own.
-        rustix::io::read(&read, &mut [0]).is_ok()
+        let closed = rustix::io::read(&read, &mut [0]).is_ok();
+        thread::sleep(GRACE);
+        closed
     });
     drop(nft);
 }

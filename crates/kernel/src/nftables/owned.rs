@@ -50,7 +50,8 @@ impl Nftables {
     /// Puts rules at the end of their chains, in place of those that are stale, in one transaction.
     ///
     /// `base` is the table's frame, as for [`Nftables::replace_rules`]; a chain of it that stands already
-    /// is not written again, since replacing rules costs the kernel a grace period.
+    /// is not written again: to the kernel that is a change, after which it waits until no packet can be
+    /// in what was there before (an RCU grace period).
     pub fn replace_owned(
         &mut self,
         base: &Table,
@@ -63,7 +64,11 @@ impl Nftables {
             base.chains.iter().filter(|c| c.rules.is_empty()).map(|c| c.name.as_str()).collect();
         self.retry(|nftables| {
             let mut steps = vec![Step::AddTable(name.clone(), base.comment.clone())];
-            steps.extend(base.chains.iter().map(|chain| Step::add_chain(name, chain)));
+            for chain in &base.chains {
+                if !nftables.has_chain(name, &chain.name)? {
+                    steps.push(Step::add_chain(name, chain));
+                }
+            }
             for filled in base.chains.iter().filter(|chain| !chain.rules.is_empty()) {
                 let present = nftables.rules(name, &filled.name)?;
                 if !present.iter().map(|placed| &placed.rule).eq(&filled.rules) {
