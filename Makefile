@@ -14,8 +14,8 @@ AS_ROOT := --config 'target."cfg(unix)".runner = "$(CURDIR)/.ci/as-root"'
 # How tests are run on a distribution's kernel (see .ci/vm), and which: those that kernels disagree about.
 IN_VM    := --config 'target."cfg(unix)".runner = "$(CURDIR)/.ci/vm"'
 VM_TESTS := dataplane firewall attach
-# Those that are about numbers, which emulation has none to spare of.
-VM_SKIPS := ten_thousand_peers a_hundred_killed_plugins sixty_four_pods
+# Those that are about numbers or lapse of time, not about what a kernel can do.
+VM_SKIPS := ten_thousand_peers a_hundred_killed_plugins sixty_four_pods leases_are_kept_for_as_long_as_their_pods_live
 
 .PHONY: help setup build demo test test-unit test-lab test-vm check bench release install clean
 

@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::node::{Call, Node, possible};
 
 /// How long the daemon tries to get an address.
-const PATIENCE: &str = "3s";
+const PATIENCE: &str = "8s";
 
 /// A program that ends with its owner.
 struct Running(Child);
