@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use fabric::status::{Failure, Repair, Status, UnixSeconds};
@@ -61,6 +62,8 @@ impl Step {
 pub struct Board {
     status: watch::Sender<Status>,
     awaited: watch::Sender<BTreeSet<Step>>,
+    /// Held by whoever writes the file, on whatever thread.
+    writing: Arc<Mutex<()>>,
 }
 
 impl Board {
@@ -77,7 +80,8 @@ impl Board {
         };
         store.clone_into(&mut status.store.name);
         status.store.since = now;
-        Board { status: watch::Sender::new(status), awaited: watch::Sender::new(BTreeSet::from(Step::ALL)) }
+        let awaited = watch::Sender::new(BTreeSet::from(Step::ALL));
+        Board { status: watch::Sender::new(status), awaited, writing: Arc::default() }
     }
 
     /// The status as it is and becomes.
@@ -153,7 +157,8 @@ impl Board {
         });
     }
 
-    /// Keeps `path` equal to the status until dropped, not more often than writing it deserves.
+    /// Keeps `path` equal to the status until dropped, not more often than writing it deserves, and off
+    /// the loop.
     pub async fn write_to(&self, path: &Path) -> Infallible {
         let mut changes = self.status.subscribe();
         let mut failed = false;
@@ -164,8 +169,10 @@ impl Board {
                 status.written = now();
                 false
             });
-            let written = write(path, &changes.borrow_and_update());
-            match written {
+            changes.mark_unchanged();
+            let (board, to) = (self.clone(), path.to_owned());
+            let written = tokio::task::spawn_blocking(move || board.write(&to)).await;
+            match written.unwrap_or_else(|panicked| Err(panicked.into())) {
                 Ok(()) => failed = false,
                 Err(error) if !failed => {
                     failed = true;
@@ -184,10 +191,17 @@ impl Board {
 
     /// Writes the status once, as the last word.
     pub fn last_word(&self, path: &Path) {
-        let mut status = self.status.borrow().clone();
-        status.written = now();
+        self.update(|status| status.written = now());
         // There is nobody left to tell.
-        let _ = write(path, &status);
+        let _ = self.write(path);
+    }
+
+    /// The status is borrowed while it goes into the temporary file, not while that goes to the disk.
+    fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        whole_file::write(path, |to| {
+            serde_json::to_writer(to, &*self.status.borrow()).map_err(std::io::Error::from)
+        })
     }
 }
 
@@ -199,10 +213,6 @@ pub fn now() -> UnixSeconds {
 /// A moment, as the status has it.
 pub fn unix(time: SystemTime) -> UnixSeconds {
     time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
-fn write(path: &Path, status: &Status) -> anyhow::Result<()> {
-    whole_file::write(path, |to| serde_json::to_writer(to, status).map_err(std::io::Error::from))
 }
 
 #[cfg(test)]

@@ -403,10 +403,11 @@ fn from_snapshot(snapshot: &Snapshot) -> Option<Start> {
     Some(Start { text, config, snapshot, from: Origin::Snapshot })
 }
 
-/// Keeps the snapshot equal to the leases until dropped, from when they are known to be good.
+/// Keeps the snapshot equal to the leases until dropped, from when they are known to be good. It is
+/// written on another thread: with ten thousand leases on a slow disk, the loop would stand still.
 async fn keep_snapshot(
     path: &Path,
-    mut snapshot: Snapshot,
+    snapshot: Snapshot,
     mut leases: watch::Receiver<Option<LeaseSet>>,
     mut own: watch::Receiver<Option<Own>>,
 ) -> Infallible {
@@ -416,8 +417,10 @@ async fn keep_snapshot(
         let all = leases.borrow_and_update().clone();
         let began = tokio::time::Instant::now();
         if let (Some(own), Some(all)) = (held, all) {
-            (snapshot.own, snapshot.leases) = (own.lease, all);
-            match snapshot.write(path) {
+            let (snapshot, path) =
+                (Snapshot { own: own.lease, leases: all, ..snapshot.clone() }, path.to_owned());
+            let written = tokio::task::spawn_blocking(move || snapshot.write(&path)).await;
+            match written.unwrap_or_else(|panicked| Err(panicked.into())) {
                 Ok(()) => failed = false,
                 Err(error) if !failed => {
                     failed = true;

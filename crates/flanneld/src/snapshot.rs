@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, bail};
 use fabric::backend::VtepMacs;
@@ -40,8 +41,11 @@ impl Snapshot {
         Ok((snapshot.store == store).then_some(snapshot))
     }
 
-    /// Replaces the file.
+    /// Replaces the file. To be called off the loop.
     pub fn write(&self, path: &Path) -> anyhow::Result<()> {
+        // One that was given up on may still be at it, in the same temporary file.
+        static WRITING: Mutex<()> = Mutex::new(());
+        let _alone = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
         let file = FileOut {
             version: VERSION,
             store: &self.store,
