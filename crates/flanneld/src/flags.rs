@@ -6,6 +6,9 @@
 //! looked up in the environment, `FLANNELD_ETCD_ENDPOINTS` for `-etcd-endpoints`; an empty variable
 //! counts as none, and one that cannot be read is logged and passed over.
 //!
+//! A few variables have no flag: `NODE_NAME`, or `POD_NAME` and `POD_NAMESPACE`, say which node of
+//! Kubernetes this is.
+//!
 //! What differs: a bad flag ends with status 2, where the original ends with 0, which a supervisor
 //! takes for success.
 
@@ -89,7 +92,7 @@ pub struct Flags {
     pub version: bool,
 }
 
-/// The flags about Kubernetes.
+/// The flags about Kubernetes, and the variables that have no flag.
 #[derive(Debug, Clone, Default)]
 pub struct Kube {
     /// `-kube-api-url`
@@ -102,6 +105,16 @@ pub struct Kube {
     pub net_config_path: String,
     /// `-set-node-network-unavailable`
     pub set_node_network_unavailable: bool,
+    /// `-remove-startup-taint`
+    pub startup_taints: Vec<String>,
+    /// `-allocate-node-cidrs`
+    pub allocate: bool,
+    /// `NODE_NAME`
+    pub node_name: String,
+    /// `POD_NAME`
+    pub pod_name: String,
+    /// `POD_NAMESPACE`
+    pub pod_namespace: String,
 }
 
 /// The flags of the original's log library.

@@ -77,21 +77,33 @@ pub fn parse(
             Err(want) => parsed.passed_over.push(format!("{}={value:?}: {want}", flag.variable())),
         }
     }
+    let kube = &mut parsed.flags.kube;
+    for (name, field) in [
+        ("NODE_NAME", &mut kube.node_name),
+        ("POD_NAME", &mut kube.pod_name),
+        ("POD_NAMESPACE", &mut kube.pod_namespace),
+    ] {
+        *field = variable(name).unwrap_or_default();
+    }
     Ok(parsed)
 }
 
-/// The usage text: every flag with its default, as Go prints them.
+/// The usage text: every flag with its default, as Go prints them and in its order.
 pub fn usage(program: &str) -> String {
     let mut text = format!("Usage: {program} [OPTION]...\n");
-    for flag in TABLE {
+    let mut table: Vec<_> = TABLE.iter().collect();
+    table.sort_by_key(|flag| flag.name);
+    for flag in table {
         let takes = match flag.kind {
+            // Compatibility: these have types of the log library's own.
+            _ if matches!(flag.name, "v" | "vmodule" | "log_backtrace_at") => " value",
             Kind::Switch(_) => "",
             Kind::Number(_) => " int",
             Kind::List(_) => " value",
             Kind::Text(_) | Kind::Secret(_) => " string",
         };
         let default = match (flag.kind, flag.default) {
-            (_, "" | "false") => String::new(),
+            (_, "" | "false" | "0") => String::new(),
             (Kind::Text(_), default) => format!(" (default {default:?})"),
             (_, default) => format!(" (default {default})"),
         };

@@ -150,3 +150,65 @@ fn names_are_unique_and_the_usage_lists_every_flag() {
         assert!(usage.contains(&format!("\n  -{name}")), "{name}");
     }
 }
+
+/// What the original's usage says of its flags: type and default.
+const ORIGINAL: &str = r#"
+-etcd-cafile string
+-etcd-certfile string
+-etcd-endpoints string (default "http://127.0.0.1:4001,http://127.0.0.1:2379")
+-etcd-keyfile string
+-etcd-password string
+-etcd-prefix string (default "/coreos.com/network")
+-etcd-username string
+-healthz-ip string (default "0.0.0.0")
+-healthz-port int
+-iface value
+-iface-can-reach string
+-iface-regex value
+-ip-blackhole-route
+-ip-masq
+-ip-masq-fully-random-disable
+-iptables-forward-rules (default true)
+-iptables-resync int (default 5)
+-kube-annotation-prefix string (default "flannel.alpha.coreos.com")
+-kube-api-url string
+-kube-subnet-mgr
+-kubeconfig-file string
+-log_backtrace_at value
+-net-config-path string (default "/etc/kube-flannel/net-conf.json")
+-public-ip string
+-public-ipv6 string
+-set-node-network-unavailable (default true)
+-subnet-file string (default "/run/flannel/subnet.env")
+-subnet-lease-renew-margin int (default 60)
+-v value
+-version
+-vmodule value
+"#;
+
+#[test]
+fn the_usage_gives_the_originals_flags_with_its_types_and_defaults_in_its_order() {
+    let usage = usage("flanneld");
+    let mut shown: Vec<String> = Vec::new();
+    for line in usage.lines().skip(1) {
+        match (line.strip_prefix("  -"), shown.last_mut()) {
+            (Some(flag), _) => shown.push(format!("-{flag}")),
+            (None, Some(flag)) => {
+                *flag += line.find(" (default ").filter(|_| line.ends_with(')')).map_or("", |at| &line[at..]);
+            }
+            (None, None) => {}
+        }
+    }
+    let mut rest = shown.iter();
+    for flag in ORIGINAL.trim().lines() {
+        assert!(rest.any(|shown| shown == flag), "{flag} is missing, different or out of order:\n{usage}");
+    }
+}
+
+#[test]
+fn the_node_is_named_by_variables_without_a_prefix() {
+    let kube = with("-kube-subnet-mgr", &[("NODE_NAME", "n1"), ("POD_NAME", "p"), ("POD_NAMESPACE", "ns")])
+        .flags
+        .kube;
+    assert_eq!((&*kube.node_name, &*kube.pod_name, &*kube.pod_namespace), ("n1", "p", "ns"));
+}
