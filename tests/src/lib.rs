@@ -7,6 +7,7 @@
 
 pub mod cri;
 pub mod image;
+pub mod kubernetes;
 pub mod machine;
 
 use std::time::{Duration, Instant};

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod address_change;
+mod api_server;
 mod attach;
 mod bad_leases;
 mod containerd;

@@ -1,0 +1,14 @@
+//! Real Kubernetes: its API server for stories about leases, and a whole cluster.
+//!
+//! The programs are built from source by `.ci/kubernetes`, once, and kept outside of the tree; a story
+//! asks [`is_available`] before anything else.
+
+mod api_server;
+mod certificates;
+mod connection;
+mod programs;
+mod sample;
+
+pub use api_server::ApiServer;
+pub use programs::{Programs, is_available};
+pub use sample::SampleNode;
