@@ -2,10 +2,14 @@
 //!
 //! Each run is bounded in time, has no terminal and no surprises in its environment, and fails with
 //! what the program said.
+//!
+//! In a container whose image has no program, the host's own can be run with the host's files as its
+//! root ([`Program::of_host`]): where they are mounted at `/host`, or where the container sees the
+//! host's processes and may look into the first one's files. The network namespace stays the caller's.
 
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -20,6 +24,9 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// Where system programs are, for when `PATH` says less.
 const SYSTEM_DIRECTORIES: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
 
+/// Where the files of the host are seen from within a container: mounted, or through its first process.
+const HOST_ROOTS: [&str; 2] = ["/host", "/proc/1/root"];
+
 /// The file that is run under this name: from `PATH`, or else from the system's directories.
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -33,25 +40,66 @@ pub fn find(program: &str) -> Option<PathBuf> {
 
 /// Runs a program in the calling thread's namespaces, gives it `input`, and returns what it printed.
 pub fn run(program: &str, arguments: &[&str], input: &str) -> Result<String, KernelError> {
-    run_within(LIMIT, program, arguments, input)
+    let file = find(program).ok_or_else(|| KernelError::Other {
+        doing: doing(program, arguments),
+        why: "there is no such program in PATH or in /usr/sbin, /sbin, /usr/bin, /bin".to_owned(),
+    })?;
+    run_within(LIMIT, &Program { file, root: None }, arguments, input)
+}
+
+/// A program that is there, here or on the host around this container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program {
+    /// Its path, as seen from its root.
+    file: PathBuf,
+    /// The directory that is its root, unless that is ours.
+    root: Option<PathBuf>,
+}
+
+impl Program {
+    /// A program of ours, or else of the host around us.
+    pub fn of_host(name: &str) -> Option<Program> {
+        let ours = find(name).map(|file| Program { file, root: None });
+        ours.or_else(|| HOST_ROOTS.iter().find_map(|root| Program::below(Path::new(root), name)))
+    }
+
+    /// A program below a directory that will be its root.
+    pub fn below(root: &Path, name: &str) -> Option<Program> {
+        let files = SYSTEM_DIRECTORIES.map(|directory| Path::new(directory).join(name));
+        // Links are followed by the kernel once the root is another one; from here they lead astray.
+        let there =
+            |file: &PathBuf| root.join(file.strip_prefix("/").unwrap_or(file)).symlink_metadata().is_ok();
+        let file = files.into_iter().find(there)?;
+        Some(Program { file, root: Some(root.to_owned()) })
+    }
+
+    /// Runs it in the calling thread's namespaces, gives it `input`, and returns what it printed.
+    ///
+    /// Another root takes the capability `SYS_CHROOT`.
+    pub fn run(&self, arguments: &[&str], input: &str) -> Result<String, KernelError> {
+        run_within(LIMIT, self, arguments, input)
+    }
+}
+
+fn doing(program: &str, arguments: &[&str]) -> String {
+    let words: Vec<&str> = std::iter::once(program).chain(arguments.iter().copied()).collect();
+    format!("run {}", words.join(" "))
 }
 
 fn run_within(
     limit: Duration,
-    program: &str,
+    program: &Program,
     arguments: &[&str],
     input: &str,
 ) -> Result<String, KernelError> {
+    let Program { file, root } = program;
     let doing = || {
-        let words: Vec<&str> = std::iter::once(program).chain(arguments.iter().copied()).collect();
-        format!("run {}", words.join(" "))
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        let of = root.iter().map(|root| format!(" of the host at {}", root.display())).collect::<String>();
+        doing(&name, arguments) + &of
     };
-    let file = find(program).ok_or_else(|| KernelError::Other {
-        doing: doing(),
-        why: "there is no such program in PATH or in /usr/sbin, /sbin, /usr/bin, /bin".to_owned(),
-    })?;
     #[allow(clippy::disallowed_methods, reason = "this is the place where programs are run")]
-    let mut command = std::process::Command::new(&file);
+    let mut command = std::process::Command::new(file);
     command
         .args(arguments)
         // Words of other languages could not be understood.
@@ -63,6 +111,18 @@ fn run_within(
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
+    if let Some(root) = root {
+        command.env("PATH", SYSTEM_DIRECTORIES.join(":"));
+        let root = root.clone();
+        let change = move || {
+            rustix::process::chroot(&root)?;
+            rustix::process::chdir("/")?;
+            Ok(())
+        };
+        // SAFETY: between fork and exec only system calls are made: both paths are short enough that
+        // rustix needs no memory from the heap for them, and the closure takes no lock.
+        unsafe { command.pre_exec(change) };
+    }
     let begun = Instant::now();
     let mut child = command.spawn().map_err(|error| KernelError::io(doing(), &error))?;
     let outcome = converse(&mut child, input, limit);
@@ -154,7 +214,8 @@ mod tests {
     fn a_program_that_does_not_end_is_ended_with_all_that_it_started() {
         let begun = Instant::now();
         let limit = Duration::from_millis(50);
-        let error = run_within(limit, "sh", &["-c", "sleep 60 & sleep 60"], "").unwrap_err().to_string();
+        let shell = Program { file: find("sh").unwrap(), root: None };
+        let error = run_within(limit, &shell, &["-c", "sleep 60 & sleep 60"], "").unwrap_err().to_string();
         assert!(error.ends_with("it has not ended after 50ms"), "{error}");
         assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     }

@@ -2,7 +2,8 @@
 //!
 //! Writing them means handing the kernel a whole new table while others do the same; only the
 //! programs know the lock that keeps them apart. They are run only where the kernel lists such a
-//! table in `/proc/net/ip_tables_names`: asking iptables-legacy itself would make it.
+//! table in `/proc/net/ip_tables_names`: asking iptables-legacy itself would make it. A container
+//! without them runs those of the host around it ([`Program::of_host`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +11,7 @@ use fabric::dataplane::IpFamily;
 use ipnet::IpNet;
 
 use super::{Direction, FORWARD_COMMENT, Forward};
-use crate::command;
+use crate::command::Program;
 use crate::error::KernelError;
 
 const FORWARD: &str = "FORWARD";
@@ -55,23 +56,29 @@ fn exists(family: IpFamily, table: &str) -> bool {
 
 /// The program of iptables-legacy for `what` (`save` or `restore`): by its own name, or by the plain
 /// one where that is not iptables-nft, as on distributions that have only the one or the other.
-fn program(family: IpFamily, what: &str) -> Result<String, KernelError> {
+fn program(family: IpFamily, what: &str) -> Result<Program, KernelError> {
     let prefix = prefix(family);
     let own = format!("{prefix}-legacy-{what}");
-    if command::find(&own).is_some() {
+    if let Some(own) = Program::of_host(&own) {
         return Ok(own);
     }
-    let version = command::run(prefix, &["--version"], "")?;
-    if version.contains("nf_tables") {
-        return Err(KernelError::Other {
-            doing: format!("see whether {prefix}-legacy drops forwarded packets"),
-            why: format!(
-                "the kernel has tables of {prefix}-legacy, but there is no program {own}: install it, or reboot \
-                 to be rid of the tables"
-            ),
-        });
+    let none = |why: String| KernelError::Other {
+        doing: format!("see whether {prefix}-legacy drops forwarded packets"),
+        why: format!("the kernel has tables of {prefix}-legacy, but {why}"),
+    };
+    let plain = format!("{prefix}-{what}");
+    let (Some(version), Some(plain)) = (Program::of_host(prefix), Program::of_host(&plain)) else {
+        return Err(none(format!(
+            "there is no program {own} or {plain}: install it; in a container, mount the host's / at /host \
+             and allow the capability SYS_CHROOT"
+        )));
+    };
+    if version.run(&["--version"], "")?.contains("nf_tables") {
+        return Err(none(format!(
+            "there is no program {own}: install it, or reboot to be rid of the tables"
+        )));
     }
-    Ok(format!("{prefix}-{what}"))
+    Ok(plain)
 }
 
 impl Legacy {
@@ -89,7 +96,7 @@ impl Legacy {
                 return Ok(None);
             }
         };
-        let saved = command::run(&save, &["-t", name], "")?;
+        let saved = save.run(&["-t", name], "")?;
         Ok(Some(Legacy::parse(family, name, &saved)))
     }
 
@@ -130,7 +137,7 @@ impl Legacy {
             return Ok(());
         }
         let input = format!("*{}\n{}\nCOMMIT\n", self.name, lines.join("\n"));
-        command::run(&program(self.family, "restore")?, &["--noflush", "--wait=5"], &input).map(drop)
+        program(self.family, "restore")?.run(&["--noflush", "--wait=5"], &input).map(drop)
     }
 
     fn of_chain(&self, chain: &str) -> impl Iterator<Item = &Rule> {

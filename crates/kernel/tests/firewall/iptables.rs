@@ -1,7 +1,9 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use fabric::dataplane::IpFamily;
 use ipnet::IpNet;
+use kernel::command::Program;
 use kernel::iptables::{apply_forward, observe_forward};
 use kernel::nftables::Nftables;
 
@@ -279,4 +281,18 @@ impl Drop for Namespaces {
             try_run(&format!("ip netns delete {name}"));
         }
     }
+}
+
+#[test]
+fn the_program_of_a_host_is_run_with_the_hosts_files_in_the_network_of_the_caller() {
+    if !enter(&PROGRAMS) {
+        return;
+    }
+    let host = Path::new("/proc/self/root");
+    run("iptables-legacy -P FORWARD DROP");
+    let save = Program::below(host, "iptables-legacy-save").unwrap();
+    assert!(save.run(&["-t", "filter"], "").unwrap().contains(":FORWARD DROP"));
+    assert_eq!(Program::below(host, "no-such-program"), None);
+    let error = save.run(&["--no-such-option"], "").unwrap_err().to_string();
+    assert!(error.contains("of the host at /proc/self/root"), "{error}");
 }
