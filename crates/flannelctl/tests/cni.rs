@@ -184,6 +184,33 @@ fn foreign_plugins_and_configurations_are_kept_unless_told() {
 }
 
 #[test]
+fn an_init_container_replaces_flannel_and_its_configuration_and_nothing_else() {
+    let Some(host) = Host::up("init") else { return };
+    let (bin, conf, given) = (host.text("bin"), host.text("conf"), host.text("cni-conf.json"));
+    let install =
+        || host.ctl(&["install", "--keep-others", "--conf-from", &given, "--dir", &bin, "--conf", &conf]);
+    let text = r#"{"name":"cbr0","cniVersion":"0.3.1","plugins":[{"type":"flannel"},{"type":"portmap"}]}"#;
+    fs::write(host.path("cni-conf.json"), text).unwrap();
+    for plugin in ["flannel", "bridge"] {
+        let _ = fs::remove_file(host.path("bin").join(plugin));
+        fs::write(host.path("bin").join(plugin), "foreign").unwrap();
+    }
+    fs::create_dir_all(host.path("conf")).unwrap();
+    fs::write(host.path("conf/10-flannel.conflist"), "{}").unwrap();
+    let said = succeeds(&install());
+    assert!(said.contains(&format!("kept {bin}/bridge")), "{said}");
+    assert_eq!(fs::read_link(host.path("bin/flannel")).unwrap(), Path::new("flannel-cni"));
+    assert_eq!(fs::read_to_string(host.path("bin/bridge")).unwrap(), "foreign");
+    assert_eq!(fs::read_to_string(host.path("conf/10-flannel.conflist")).unwrap(), text);
+
+    fs::write(host.path("cni-conf.json"), "{").unwrap();
+    let refused = install();
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("is no list of CNI plugins"), "{said}");
+    assert_eq!(fs::read_to_string(host.path("conf/10-flannel.conflist")).unwrap(), text, "the last good one");
+}
+
+#[test]
 fn a_route_to_ones_own_subnet_by_way_of_another_node_is_refused() {
     let Some(host) = Host::up("docker") else { return };
     let run = |command: &str| host.host.run(&command.split(' ').collect::<Vec<_>>()).unwrap();

@@ -20,6 +20,8 @@ use crate::replace;
 
 /// The program that holds all plugins.
 const PROGRAM: &str = "flannel-cni";
+/// The plugin that is nobody's but flannel's.
+const FLANNEL: &str = "flannel";
 /// The name that the original's installer uses, so that there is one network and not two.
 const CONFLIST: &str = "10-flannel.conflist";
 const CONF_DIR: &str = "/etc/cni/net.d";
@@ -45,6 +47,13 @@ pub(crate) struct Install {
     /// Install plugins only.
     #[arg(long)]
     no_conf: bool,
+    /// The text of the network configuration, such as cni-conf.json of a ConfigMap; replaces what is there.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["no_conf", "name"])]
+    conf_from: Option<PathBuf>,
+    /// Replace the plugin flannel whoever's it is, keep other plugins of other projects, and call that
+    /// success: what a DaemonSet wants of its init container.
+    #[arg(long, conflicts_with = "force")]
+    keep_others: bool,
 }
 
 /// What to remove.
@@ -112,6 +121,9 @@ impl Install {
         report(&fates, out)?;
         let kept: Vec<&PathBuf> =
             fates.iter().filter(|(_, fate)| *fate == Fate::Kept).map(|(path, _)| path).collect();
+        if self.keep_others {
+            return Ok(ExitCode::SUCCESS);
+        }
         for path in &kept {
             output::complain(&format!("kept {}, which is not ours: --force replaces it", path.display()));
         }
@@ -129,9 +141,10 @@ impl Install {
 
     fn put_link(&self, plugin: &str) -> Result<(PathBuf, Fate)> {
         let path = self.dir.join(plugin);
+        let force = self.force || (self.keep_others && plugin == FLANNEL);
         let fate = match owner(&path)? {
             Owner::Us => Fate::Unchanged,
-            Owner::Others if !self.force => Fate::Kept,
+            Owner::Others if !force => Fate::Kept,
             Owner::Others | Owner::Nobody => {
                 replace::link(&path, PROGRAM)?;
                 Fate::Installed
@@ -142,10 +155,13 @@ impl Install {
 
     fn put_conflist(&self) -> Result<(PathBuf, Fate)> {
         let path = self.conf.join(CONFLIST);
-        let text = conflist(&self.name)?;
+        let text = match &self.conf_from {
+            Some(file) => given(file)?,
+            None => conflist(&self.name)?,
+        };
         let fate = match fs::read(&path) {
             Ok(there) if there == text.as_bytes() => Fate::Unchanged,
-            Ok(_) if !self.force => Fate::Kept,
+            Ok(_) if !self.force && self.conf_from.is_none() => Fate::Kept,
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("reading {}", path.display()));
             }
@@ -231,6 +247,14 @@ fn names(program: &Path) -> Result<Vec<String>> {
         bail!("{path} does not say which plugins it holds: it is no {PROGRAM} of this version");
     }
     Ok(names)
+}
+
+/// A configuration that somebody wrote: taken as it is, if a runtime can read it.
+fn given(file: &Path) -> Result<String> {
+    let text = fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+    cni::NetworkList::parse(text.as_bytes())
+        .with_context(|| format!("{} is no list of CNI plugins", file.display()))?;
+    Ok(text)
 }
 
 /// The network as the original's installer has it: flannel, then portmap.
