@@ -3,6 +3,7 @@
 
 pub mod alloc;
 pub mod host_gw;
+pub mod udp;
 pub mod vxlan;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -24,6 +25,8 @@ pub enum Backend {
     Vxlan(vxlan::Vxlan),
     /// Routes through the nodes themselves, on one layer-2 network.
     HostGw,
+    /// UDP datagrams by a data path in user space.
+    Udp(udp::Udp),
     /// Leases only.
     Alloc,
 }
@@ -60,6 +63,7 @@ impl Backend {
         match self {
             Backend::Vxlan(_) => "vxlan",
             Backend::HostGw => "host-gw",
+            Backend::Udp(_) => "udp",
             Backend::Alloc => "alloc",
         }
     }
@@ -68,6 +72,7 @@ impl Backend {
     pub fn links(&self, config: &NetworkConfig) -> Vec<LinkName> {
         match self {
             Backend::Vxlan(vxlan) => vxlan.links(config),
+            Backend::Udp(udp) => vec![udp.link()],
             Backend::HostGw | Backend::Alloc => Vec::new(),
         }
     }
@@ -82,6 +87,7 @@ impl Backend {
         match self {
             Backend::Vxlan(vxlan) => vxlan.attributes(config, external, macs),
             Backend::HostGw => host_gw::attributes(config, external),
+            Backend::Udp(udp) => udp.attributes(config, external),
             Backend::Alloc => alloc::attributes(config, external),
         }
     }
@@ -90,6 +96,7 @@ impl Backend {
     pub fn mtu(&self, config: &NetworkConfig, external: &ExternalInterface) -> u32 {
         match self {
             Backend::Vxlan(vxlan) => vxlan.mtu(config, external),
+            Backend::Udp(udp) => udp.mtu(config, external),
             Backend::HostGw | Backend::Alloc => external.mtu,
         }
     }
@@ -98,6 +105,7 @@ impl Backend {
     pub fn device(&self, config: &NetworkConfig, host: &Host, macs: VtepMacs, into: &mut Dataplane) {
         match self {
             Backend::Vxlan(vxlan) => vxlan.device(config, host, macs, into),
+            Backend::Udp(udp) => udp.device(config, host, into),
             Backend::HostGw | Backend::Alloc => {}
         }
     }
@@ -116,7 +124,12 @@ impl Backend {
         if *self == Backend::Alloc {
             return Ok(Path::None);
         }
-        if &*lease.attributes.backend_type != self.name() {
+        let theirs = &*lease.attributes.backend_type;
+        let same = match self {
+            Backend::Udp(_) => udp::is_ours(theirs),
+            _ => theirs == self.name(),
+        };
+        if !same {
             return Err(format!(
                 "its backend is {:?}, ours is {}; all nodes of a network need the same Backend.Type",
                 lease.attributes.backend_type,
@@ -131,6 +144,7 @@ impl Backend {
             let outcome = checked(&network, host, lease).and_then(|peer| match self {
                 Backend::Vxlan(vxlan) => vxlan.peer(host, lease, &peer, into),
                 Backend::HostGw => host_gw::peer(host, &peer, into),
+                Backend::Udp(udp) => udp.peer(lease, &peer, into),
                 Backend::Alloc => Ok(Path::None),
             });
             match outcome {
@@ -173,6 +187,7 @@ impl Backend {
         match self {
             Backend::Vxlan(vxlan) => vxlan.check(config, external),
             Backend::HostGw => host_gw::check(config, external),
+            Backend::Udp(udp) => udp.check(config, external),
             Backend::Alloc => Ok(()),
         }
     }

@@ -15,7 +15,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::backend::{Backend, vxlan::Vxlan};
+use crate::backend::{Backend, udp::Udp, vxlan::Vxlan};
 use json::{Field, Object};
 
 /// A network configuration that has been read and checked.
@@ -89,6 +89,8 @@ const VXLAN: [&str; 9] =
     ["Type", "VNI", "Port", "MTU", "GBP", "Learning", "DirectRouting", "MacPrefix", "Name"];
 /// The keys inside `Backend` of a host-gw network; all but `Type` are for Windows nodes alone.
 const HOST_GW: [&str; 3] = ["Type", "Name", "DNSServerList"];
+/// The keys inside `Backend` of a udp network; `AnySource` is ours.
+const UDP: [&str; 3] = ["Type", "Port", "AnySource"];
 /// The keys inside `Backend` of a network that is only leased.
 const ALLOC: [&str; 1] = ["Type"];
 
@@ -437,8 +439,14 @@ fn read_backend(top: &Object, warnings: &mut Vec<String>) -> Result<Backend, Con
     let field = top.field("Backend");
     let Some(value) = field.raw() else {
         // Compatibility: the original's documentation says vxlan here, its code says udp. Taking
-        // vxlan would cut such a node off from the others, so the operator is asked.
-        return Err(not_in_this_build("Backend is absent, which means Backend.Type \"udp\""));
+        // vxlan would cut such a node off from the others.
+        if warnings.iter().any(|warning| warning.ends_with("did you mean Backend?")) {
+            return Err(refuse("Backend is absent"));
+        }
+        warnings.push(
+            "Backend is absent, which means Backend.Type udp; name it, or vxlan, which is faster".to_owned(),
+        );
+        return Ok(Backend::Udp(Udp::default()));
     };
     let keys = Object::parse(value).map_err(|error| {
         refuse(format_args!(
@@ -458,6 +466,10 @@ fn read_backend(top: &Object, warnings: &mut Vec<String>) -> Result<Backend, Con
             warn_of_unknown_keys(&keys, "Backend.", &HOST_GW, elsewhere(), warnings);
             Ok(Backend::HostGw)
         }
+        "udp" => {
+            warn_of_unknown_keys(&keys, "Backend.", &UDP, elsewhere(), warnings);
+            Udp::from_keys(&keys).map(Backend::Udp)
+        }
         "alloc" => {
             warn_of_unknown_keys(&keys, "Backend.", &ALLOC, elsewhere(), warnings);
             Ok(Backend::Alloc)
@@ -465,9 +477,11 @@ fn read_backend(top: &Object, warnings: &mut Vec<String>) -> Result<Backend, Con
         known if BACKENDS.contains(&known) => {
             Err(not_in_this_build(format_args!("Backend.Type is {}", shortened(&name))))
         }
-        "" => Err(refuse("unknown backend type: Backend.Type is not set; want one of vxlan, host-gw, alloc")),
+        "" => Err(refuse(
+            "unknown backend type: Backend.Type is not set; want one of vxlan, host-gw, udp, alloc",
+        )),
         unknown => Err(refuse(format_args!(
-            "unknown backend type: {}; Backend.Type wants one of vxlan, host-gw, alloc{}",
+            "unknown backend type: {}; Backend.Type wants one of vxlan, host-gw, udp, alloc{}",
             shortened(&name),
             nearest(unknown, BACKENDS).map_or(String::new(), |near| format!(" (did you mean {near}?)")),
         ))),
@@ -475,7 +489,7 @@ fn read_backend(top: &Object, warnings: &mut Vec<String>) -> Result<Backend, Con
 }
 
 fn not_in_this_build(what: impl std::fmt::Display) -> ConfigError {
-    refuse(format_args!("{what}: known, but not in this build yet; use vxlan, host-gw or alloc"))
+    refuse(format_args!("{what}: known, but not in this build yet; use vxlan, host-gw, udp or alloc"))
 }
 
 /// Warns of each key that nobody reads, with the likeliest meaning.

@@ -47,6 +47,9 @@ pub struct Dataplane {
     pub routes: BTreeSet<Route>,
     /// Firewall tables, each replaced as a whole.
     pub tables: BTreeMap<TableName, Table>,
+    /// The peers of the userspace tunnel: each pod subnet with the node that has it. No kernel object:
+    /// the data path of the `udp` backend looks here for what the kernel would have routes for.
+    pub tunnel: BTreeMap<IpNet, IpAddr>,
     /// Networks whose forwarded packets are accepted in a `FORWARD` chain of iptables that drops
     /// by default, since an accept in one table does not undo a drop in another.
     pub accepted_forwards: BTreeSet<IpNet>,
@@ -103,8 +106,8 @@ pub struct Link {
     pub kind: LinkKind,
     /// Its MTU in bytes.
     pub mtu: u32,
-    /// Its Ethernet address.
-    pub mac: Mac,
+    /// Its Ethernet address; none where packets travel without one.
+    pub mac: Option<Mac>,
 }
 
 /// The kind of a device, with what cannot be changed once it exists.
@@ -112,6 +115,18 @@ pub struct Link {
 pub enum LinkKind {
     /// A VXLAN tunnel endpoint.
     Vxlan(Vxlan),
+    /// A device whose other end is a program: flanneld itself.
+    Tun(Tun),
+}
+
+/// The parameters of a TUN device. It is persistent, so that addresses and routes stay while nobody
+/// has it open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tun {
+    /// Whether a program may open it several times; cannot be changed on an existing device.
+    pub multi_queue: bool,
+    /// How many packets wait in each queue to be read.
+    pub queue_length: u32,
 }
 
 /// The parameters of a VXLAN device. None of them can be changed on an existing device: the kernel
@@ -165,6 +180,13 @@ pub enum ObservedLinkKind {
         /// Whether the group policy extension is on.
         gbp: bool,
     },
+    /// A TUN device, as far as the kernel says so (Linux 4.17); older ones say `Other("tun")`.
+    Tun {
+        /// Whether it takes Ethernet frames instead of IP packets: a TAP device.
+        frames: bool,
+        /// Whether it may have several queues.
+        multi_queue: bool,
+    },
     /// Anything else, by the kernel's name for it; empty for a hardware device.
     Other(String),
 }
@@ -215,6 +237,31 @@ impl Route {
         match IpFamily::of(destination) {
             IpFamily::V4 => 0,
             IpFamily::V6 => IPV6_DEFAULT_METRIC,
+        }
+    }
+}
+
+impl LinkKind {
+    /// The first reason why an existing device cannot serve as this one, if there is any.
+    pub fn conflict(&self, with: &ObservedLinkKind) -> Option<String> {
+        match self {
+            LinkKind::Vxlan(vxlan) => vxlan.conflict(with),
+            LinkKind::Tun(tun) => tun.conflict(with),
+        }
+    }
+}
+
+impl Tun {
+    /// The first reason why an existing device cannot serve as this one, if there is any.
+    pub fn conflict(&self, with: &ObservedLinkKind) -> Option<String> {
+        match with {
+            ObservedLinkKind::Tun { frames: true, .. } => Some("it is a tap device".to_owned()),
+            ObservedLinkKind::Tun { multi_queue, .. } if *multi_queue != self.multi_queue => {
+                Some(format!("its multi_queue is {multi_queue}, want {}", self.multi_queue))
+            }
+            ObservedLinkKind::Tun { .. } => None,
+            ObservedLinkKind::Other(kind) if kind == "tun" => None,
+            _ => Some("it is no tun device".to_owned()),
         }
     }
 }

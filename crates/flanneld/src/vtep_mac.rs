@@ -28,7 +28,7 @@ pub fn of_devices(
     let observed = kernel.observe(&Scope::default())?;
     let mut macs = VtepMacs::default();
     for link in wanted.values() {
-        let LinkKind::Vxlan(vxlan) = &link.kind;
+        let LinkKind::Vxlan(vxlan) = &link.kind else { continue };
         // One with other parameters is made anew, and may keep its address then as well.
         let mac =
             observed.links.get(&link.name).filter(|is| matches!(is.kind, ObservedLinkKind::Vxlan { .. }));

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use crate::error::KernelError;
 use crate::linux::{Failure, Linux};
 use crate::netlink::{Batch, NetlinkError, Socket};
-use crate::{address, fdb, iptables, link, neighbor, nexthop, route, sysctl};
+use crate::{address, fdb, iptables, link, neighbor, nexthop, route, sysctl, tun};
 
 /// How many messages wait to be sent together: many enough that a send costs nothing beside them, few
 /// enough that ten thousand peers are not all in memory once more as messages.
@@ -159,10 +159,14 @@ impl Run<'_> {
 }
 
 fn create_link(socket: &mut Socket, link: &Link) -> Result<(), KernelError> {
-    let LinkKind::Vxlan(vxlan) = &link.kind;
-    let underlay = link::index(socket, vxlan.underlay)?
-        .ok_or_else(|| KernelError::NoLink(vxlan.underlay.to_string()))?;
-    link::create_vxlan(socket, link, underlay)
+    match &link.kind {
+        LinkKind::Vxlan(vxlan) => {
+            let underlay = link::index(socket, vxlan.underlay)?
+                .ok_or_else(|| KernelError::NoLink(vxlan.underlay.to_string()))?;
+            link::create_vxlan(socket, link, vxlan, underlay)
+        }
+        LinkKind::Tun(tun) => tun::create(socket, link, tun),
+    }
 }
 
 /// The device that a queued change names.

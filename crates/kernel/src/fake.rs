@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fabric::dataplane::{
-    Change, IpFamily, Link, LinkKind, NextHop, Observed, ObservedLink, ObservedLinkKind, Route, Target,
+    Change, IpFamily, Link, LinkKind, NextHop, Observed, ObservedLink, ObservedLinkKind, Route, Target, Tun,
 };
 use fabric::link_name::LinkName;
 use fabric::mac::Mac;
@@ -309,7 +309,10 @@ impl Machine {
     }
 
     fn create_link(&mut self, link: &Link) -> Result<(), Refusal> {
-        let LinkKind::Vxlan(vxlan) = &link.kind;
+        let vxlan = match &link.kind {
+            LinkKind::Vxlan(vxlan) => vxlan,
+            LinkKind::Tun(tun) => return self.create_tun(link, tun),
+        };
         let lower = self.link(vxlan.underlay)?.mtu;
         let wanted_port = vxlan.port.unwrap_or(VXLAN_DEFAULT_PORT);
         let is_taken = self.state.links.values().any(|other| match &other.kind {
@@ -330,7 +333,16 @@ impl Machine {
             learning: vxlan.learning,
             gbp: vxlan.gbp,
         };
-        self.add_link(link.name, link.mtu.min(max), Some(link.mac), kind);
+        self.add_link(link.name, link.mtu.min(max), link.mac, kind);
+        Ok(())
+    }
+
+    fn create_tun(&mut self, link: &Link, tun: &Tun) -> Result<(), Refusal> {
+        if self.state.links.contains_key(&link.name) {
+            return Err(refused(Errno::EXIST));
+        }
+        let kind = ObservedLinkKind::Tun { frames: false, multi_queue: tun.multi_queue };
+        self.add_link(link.name, link.mtu, None, kind);
         Ok(())
     }
 
@@ -444,7 +456,7 @@ impl Machine {
     fn vxlan_family(&mut self, name: LinkName) -> Result<bool, Refusal> {
         match &self.link(name)?.kind {
             ObservedLinkKind::Vxlan { local, .. } => Ok(local.is_none_or(|local| local.is_ipv4())),
-            ObservedLinkKind::Other(_) => Err(refused(Errno::OPNOTSUPP)),
+            _ => Err(refused(Errno::OPNOTSUPP)),
         }
     }
 

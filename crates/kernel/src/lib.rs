@@ -46,6 +46,7 @@ pub mod sandbox;
 pub mod sysctl;
 pub mod takeover;
 pub mod tap;
+pub mod tun;
 pub mod virtual_link;
 
 pub use error::KernelError;

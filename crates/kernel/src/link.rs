@@ -44,6 +44,8 @@ const IFLA_VXLAN_LOCAL6: u16 = 17;
 const IFLA_VXLAN_UDP_ZERO_CSUM6_TX: u16 = 19;
 const IFLA_VXLAN_UDP_ZERO_CSUM6_RX: u16 = 20;
 const IFLA_VXLAN_GBP: u16 = 23;
+const IFLA_TUN_TYPE: u16 = 3;
+const IFLA_TUN_MULTI_QUEUE: u16 = 7;
 const VETH_INFO_PEER: u16 = 1;
 
 /// A device as the kernel describes it.
@@ -86,6 +88,13 @@ pub enum Kind {
         /// Whether frames are filtered by VLAN.
         vlan_filtering: bool,
     },
+    /// A TUN or TAP device, from Linux 4.17 on.
+    Tun {
+        /// Whether it takes Ethernet frames: a TAP device.
+        frames: bool,
+        /// Whether it may have several queues.
+        multi_queue: bool,
+    },
     /// Anything else, by the kernel's name for it; empty for a hardware device.
     Other(String),
 }
@@ -96,6 +105,7 @@ impl Kind {
         match self {
             Kind::Vxlan(_) => "vxlan",
             Kind::Bridge { .. } => "bridge",
+            Kind::Tun { .. } => "tun",
             Kind::Other(name) => name,
         }
     }
@@ -211,8 +221,12 @@ fn one(
 /// Makes a VXLAN device as the original flannel does, and sets it up in the same step.
 ///
 /// Refused with EEXIST where a device of that name exists.
-pub fn create_vxlan(socket: &mut Socket, link: &dataplane::Link, underlay: u32) -> Result<(), KernelError> {
-    let dataplane::LinkKind::Vxlan(vxlan) = &link.kind;
+pub fn create_vxlan(
+    socket: &mut Socket,
+    link: &dataplane::Link,
+    vxlan: &dataplane::Vxlan,
+    underlay: u32,
+) -> Result<(), KernelError> {
     create(
         socket,
         || format!("create vxlan device {}", link.name),
@@ -223,7 +237,9 @@ pub fn create_vxlan(socket: &mut Socket, link: &dataplane::Link, underlay: u32) 
                 body.u32(libc::IFLA_MTU, link.mtu);
             }
             body.u32(libc::IFLA_TXQLEN, 0);
-            body.attribute(libc::IFLA_ADDRESS, &link.mac.0);
+            if let Some(mac) = link.mac {
+                body.attribute(libc::IFLA_ADDRESS, &mac.0);
+            }
             link_info(body, "vxlan", |body| {
                 body.u32(IFLA_VXLAN_ID, vxlan.vni);
                 body.u32(IFLA_VXLAN_LINK, underlay);
@@ -253,6 +269,21 @@ pub fn create_vxlan(socket: &mut Socket, link: &dataplane::Link, underlay: u32) 
             });
         },
     )
+}
+
+/// Sets a new TUN device up, with its MTU and the length of its queues.
+pub(crate) fn set_up_tun(
+    socket: &mut Socket,
+    index: u32,
+    mtu: u32,
+    queue_length: u32,
+) -> Result<(), KernelError> {
+    let asked = socket.request(libc::RTM_NEWLINK, 0, |body| {
+        header(body, index, UP, UP);
+        body.u32(libc::IFLA_MTU, mtu);
+        body.u32(libc::IFLA_TXQLEN, queue_length);
+    });
+    asked.doing(|| format!("set device number {index} up with mtu {mtu}"))
 }
 
 /// A pair of connected devices, one here, the other in another namespace.
@@ -476,6 +507,14 @@ fn decode_kind(info: &[u8]) -> Kind {
                 .find(|(kind, _)| *kind == crate::bridge::IFLA_BR_VLAN_FILTERING)
                 .and_then(|(_, value)| read_u8(value, 0));
             Kind::Bridge { vlan_filtering: filtering == Some(1) }
+        }
+        "tun" if !data.is_empty() => {
+            const IFF_TAP: u8 = 2;
+            let octet = |wanted| {
+                attributes(data).find(|(kind, _)| *kind == wanted).and_then(|(_, value)| read_u8(value, 0))
+            };
+            let frames = octet(IFLA_TUN_TYPE) == Some(IFF_TAP);
+            Kind::Tun { frames, multi_queue: octet(IFLA_TUN_MULTI_QUEUE) == Some(1) }
         }
         _ => Kind::Other(name),
     }

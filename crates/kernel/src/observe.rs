@@ -87,6 +87,9 @@ fn observed_link(link: &Link, name: &impl Fn(u32) -> Option<LinkName>) -> Observ
             learning: vxlan.learning,
             gbp: vxlan.gbp,
         },
+        Kind::Tun { frames, multi_queue } => {
+            ObservedLinkKind::Tun { frames: *frames, multi_queue: *multi_queue }
+        }
         other => ObservedLinkKind::Other(other.name().to_owned()),
     };
     ObservedLink { index: link.index, mtu: link.mtu, mac: link.mac, up: link.is_up(), kind }

@@ -304,7 +304,7 @@ fn a_public_address_behind_nat_is_told_to_peers_and_not_sent_from() {
     intent.host.external.public_ipv4 = Some([203, 0, 113, 7].into());
     let local = |intent: &Intent| {
         let links = intent.plan(&LeaseSet::default()).dataplane.links;
-        let LinkKind::Vxlan(vxlan) = &links.values().next().unwrap().kind;
+        let LinkKind::Vxlan(vxlan) = &links.values().next().unwrap().kind else { panic!("not vxlan") };
         vxlan.local.to_string()
     };
     let attributes = intent.config.backend.attributes(&intent.config, &intent.host.external, intent.macs);

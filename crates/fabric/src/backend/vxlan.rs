@@ -236,7 +236,7 @@ impl Vxlan {
                 gbp: self.gbp,
             });
             let mtu = self.path_mtu(external).saturating_sub(overhead(family));
-            into.links.insert(name, Link { name, kind, mtu, mac });
+            into.links.insert(name, Link { name, kind, mtu, mac: Some(mac) });
             // Router advertisements from a pod must not give the host a route or an address.
             into.sysctls.insert(format!("net/ipv6/conf/{name}/accept_ra"), "0".to_owned());
             if let Some(own) = own {
@@ -264,7 +264,7 @@ impl Vxlan {
         let family = IpFamily::of(&peer.subnet);
         let link = self.link(family);
         let mac = self.vtep_mac(lease, family)?;
-        let own = into.links.get(&link).is_some_and(|own| own.mac == mac);
+        let own = into.links.get(&link).is_some_and(|own| own.mac == Some(mac));
         if own {
             return Err(format!(
                 "its VTEP MAC {mac} is this node's own; one of the two nodes is a copy of the other"

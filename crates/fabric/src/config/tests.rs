@@ -123,7 +123,7 @@ fn null_and_zero_leave_the_default() {
 fn refusals_keep_the_originals_words_and_add_key_value_and_rule() {
     for (json, texts) in [
         ("", &["the network configuration is not one JSON object"][..]),
-        ("null", &["Backend is absent, which means Backend.Type \"udp\""]),
+        ("null", &["please define a correct Network parameter in the flannel config"]),
         ("[]", &["expected an object"]),
         (r#"{"Network": "10.3.0.0/16"} x"#, &["trailing characters"]),
         ("{\"Network\": \"10.3.0.0/16\"", &["EOF while parsing"]),
@@ -263,26 +263,23 @@ fn backends_are_known_by_any_case_and_absent_ones_by_name() {
         (r#"{"type": "VXLAN"}"#, "vxlan"),
         (r#"{"Type": "Host-GW"}"#, "host-gw"),
         (r#"{"Type": "alloc"}"#, "alloc"),
+        (r#"{"Type": "UDP"}"#, "udp"),
     ] {
         assert_eq!(read(&with(json)).backend.name(), name);
     }
-    for absent in ["udp", "wireguard", "ipip", "ipsec", "extension", "tencent-vpc"] {
+    for absent in ["wireguard", "ipip", "ipsec", "extension", "tencent-vpc"] {
         let error = error(&with(&format!(r#"{{"Type": "{absent}"}}"#)));
         assert_eq!(
             error,
             format!(
-                "Backend.Type is {absent}: known, but not in this build yet; use vxlan, host-gw or alloc"
+                "Backend.Type is {absent}: known, but not in this build yet; use vxlan, host-gw, udp or alloc"
             )
         );
     }
-    assert!(
-        error(r#"{"Network": "10.3.0.0/16"}"#)
-            .contains("means Backend.Type \"udp\": known, but not in this build yet")
-    );
     assert!(error(&with("{}")).starts_with("unknown backend type: "));
     assert!(error(&with("null")).starts_with("unknown backend type: "));
     assert!(error(&with(r#"{"Type": "vxlann"}"#)).contains(
-        "unknown backend type: vxlann; Backend.Type wants one of vxlan, host-gw, alloc (did you mean vxlan?)"
+        "unknown backend type: vxlann; Backend.Type wants one of vxlan, host-gw, udp, alloc (did you mean vxlan?)"
     ));
     assert!(error(&with(r#""vxlan""#)).contains("error decoding Backend property of config"));
     assert!(error(&with(r#"{"Type": 7}"#)).contains("Backend.Type is 7"));

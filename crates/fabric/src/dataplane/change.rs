@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Dataplane, Link, LinkKind, MAIN_TABLE, NextHop, Route, Target};
+use super::{Dataplane, Link, LinkKind, MAIN_TABLE, NextHop, Route, Target, Tun};
 use crate::firewall::{Table, TableName};
 use crate::link_name::LinkName;
 use crate::mac::Mac;
@@ -81,7 +81,10 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Change::SetSysctl(path, value) => write!(f, "sysctl -w {}={value}", sysctl_name(path)),
-            Change::CreateLink(link) => write!(f, "ip link add {link}"),
+            Change::CreateLink(link) => match &link.kind {
+                LinkKind::Vxlan(_) => write!(f, "ip link add {link}"),
+                LinkKind::Tun(tun) => create_tun(f, link, tun),
+            },
             Change::DeleteLink(name) => write!(f, "ip link delete {name}"),
             Change::SetMtu(name, mtu) => write!(f, "ip link set {name} mtu {mtu}"),
             Change::SetMac(name, mac) => write!(f, "ip link set {name} address {mac}"),
@@ -115,8 +118,15 @@ impl fmt::Display for Change {
 impl fmt::Display for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Link { name, kind, mtu, mac } = self;
-        let LinkKind::Vxlan(vxlan) = kind;
-        write!(f, "{name} address {mac} mtu {mtu} up type vxlan id {}", vxlan.vni)?;
+        write!(f, "{name} ")?;
+        if let Some(mac) = mac {
+            write!(f, "address {mac} ")?;
+        }
+        let vxlan = match kind {
+            LinkKind::Vxlan(vxlan) => vxlan,
+            LinkKind::Tun(tun) => return write!(f, "mtu {mtu} txqueuelen {} up", tun.queue_length),
+        };
+        write!(f, "mtu {mtu} up type vxlan id {}", vxlan.vni)?;
         write!(f, " local {} dev {}", vxlan.local, vxlan.underlay)?;
         if let Some(port) = vxlan.port {
             write!(f, " dstport {port}")?;
@@ -150,6 +160,15 @@ impl fmt::Display for Route {
         }
         write!(f, " proto {}", self.protocol)
     }
+}
+
+/// A TUN device is made by a command of its own, which sets none of the rest.
+fn create_tun(f: &mut fmt::Formatter<'_>, link: &Link, tun: &Tun) -> fmt::Result {
+    write!(f, "ip tuntap add dev {} mode tun", link.name)?;
+    if tun.multi_queue {
+        f.write_str(" multi_queue")?;
+    }
+    write!(f, "; ip link set {link}")
 }
 
 /// iproute2 takes the family from an address, but not for `blackhole` or `nhid`.

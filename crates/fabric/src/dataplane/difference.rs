@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::{Change, Dataplane, IpFamily, Link, LinkKind, Observed, Route, Target};
+use super::{Change, Dataplane, IpFamily, Link, Observed, Route, Target};
 use crate::link_name::LinkName;
 use crate::mac::Mac;
 use crate::ownership::Ownership;
@@ -121,18 +121,20 @@ struct Difference<'a> {
 impl Difference<'_> {
     fn links(&mut self) {
         for link in self.wanted.links.values() {
-            let Link { name, kind: LinkKind::Vxlan(vxlan), mtu, mac } = link;
+            let Link { name, kind, mtu, mac } = link;
             let Some(is) = self.observed.links.get(name) else {
                 self.made.insert(*name);
                 self.changes.push(Change::CreateLink(link.clone()));
                 continue;
             };
-            if vxlan.conflict(&is.kind).is_some() {
+            if kind.conflict(&is.kind).is_some() {
                 self.made.insert(*name);
                 self.changes.extend([Change::DeleteLink(*name), Change::CreateLink(link.clone())]);
                 continue;
             }
-            if is.mac != Some(*mac) {
+            if let Some(mac) = mac
+                && is.mac != Some(*mac)
+            {
                 self.readdressed.insert(*name);
                 self.changes.push(Change::SetMac(*name, *mac));
             }

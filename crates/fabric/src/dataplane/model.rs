@@ -132,7 +132,7 @@ impl Model {
             Change::SetFdb(name, mac, to) => {
                 match self.state.links.get(name).ok_or("ENODEV")?.kind {
                     ObservedLinkKind::Vxlan { .. } => {}
-                    ObservedLinkKind::Other(_) => return Err("EOPNOTSUPP"),
+                    _ => return Err("EOPNOTSUPP"),
                 }
                 // Replaces one destination of the address (`vxlan_fdb_replace`), unless it has this one.
                 let others = || self.state.fdb.iter().filter(|(on, of, _)| (on, of) == (name, mac));
@@ -189,10 +189,19 @@ impl Model {
     }
 
     fn create_link(&mut self, link: &Link) -> Result<(), &'static str> {
-        let Link { name, kind: LinkKind::Vxlan(vxlan), mtu, mac } = link;
+        let Link { name, kind, mtu, mac } = link;
         if self.state.links.contains_key(name) {
             return Err("EEXIST");
         }
+        self.state.sysctls.insert(format!("net/ipv6/conf/{name}/accept_ra"), "1".to_owned());
+        let vxlan = match kind {
+            LinkKind::Vxlan(vxlan) => vxlan,
+            LinkKind::Tun(tun) => {
+                let kind = ObservedLinkKind::Tun { frames: false, multi_queue: tun.multi_queue };
+                self.add_link(*name, *mtu, kind);
+                return Ok(());
+            }
+        };
         let lower = self.state.links.get(&vxlan.underlay).ok_or("ENODEV")?;
         let most = lower.mtu - if vxlan.local.is_ipv4() { 50 } else { 70 };
         let kind = ObservedLinkKind::Vxlan {
@@ -204,8 +213,7 @@ impl Model {
             gbp: vxlan.gbp,
         };
         self.add_link(*name, (*mtu).min(most), kind);
-        self.state.links.get_mut(name).unwrap().mac = Some(*mac);
-        self.state.sysctls.insert(format!("net/ipv6/conf/{name}/accept_ra"), "1".to_owned());
+        self.state.links.get_mut(name).unwrap().mac = *mac;
         Ok(())
     }
 

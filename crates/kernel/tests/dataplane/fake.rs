@@ -86,7 +86,7 @@ fn tunnel() -> impl Strategy<Value = fabric::dataplane::Link> {
     )
         .prop_map(|((device, local), vni, port, underlay, mtu)| {
             let mut link = vxlan(device, local);
-            let LinkKind::Vxlan(vxlan) = &mut link.kind;
+            let LinkKind::Vxlan(vxlan) = &mut link.kind else { return link };
             (vxlan.vni, vxlan.port, vxlan.underlay) = (vni, port, name(underlay));
             link.mtu = mtu;
             link

@@ -30,7 +30,7 @@ fn plan() -> impl Strategy<Value = Dataplane> {
         let mut plan = tunnels();
         for link in plan.links.values_mut() {
             link.mtu = mtu;
-            let LinkKind::Vxlan(vxlan) = &mut link.kind;
+            let LinkKind::Vxlan(vxlan) = &mut link.kind else { continue };
             (vxlan.gbp, vxlan.learning, vxlan.port) = (gbp, learning, port.then_some(4789));
         }
         for (peer, (node, way)) in peers {

@@ -87,7 +87,7 @@ pub(crate) fn vxlan(device: &str, local: IpAddr) -> Link {
             gbp: false,
         }),
         mtu: 1400,
-        mac: Mac([2, 0, 0, 0, 0, 1]),
+        mac: Some(Mac([2, 0, 0, 0, 0, 1])),
     }
 }
 

@@ -1,0 +1,156 @@
+//! TUN and TAP devices: network devices whose other end is a program.
+//!
+//! A device that is persistent stays when nobody has it open, with its addresses and routes; it has no
+//! carrier then, and the kernel drops and counts what is sent through it. With several queues, each is
+//! a file of its own, and the kernel keeps the packets of one flow in one queue.
+//!
+//! Source: `Documentation/networking/tuntap.rst`, `drivers/net/tun.c`, `include/uapi/linux/if_tun.h`.
+
+use std::ffi::{c_int, c_short, c_uint, c_ulong};
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
+use fabric::dataplane::{Link, Tun};
+use fabric::link_name::LinkName;
+use rustix::io::Errno;
+
+use crate::error::KernelError;
+use crate::link;
+use crate::netlink::Socket;
+
+const DEVICE: &str = "/dev/net/tun";
+const TUNSETIFF: c_ulong = 0x4004_54ca;
+const TUNSETPERSIST: c_ulong = 0x4004_54cb;
+const TUNGETFEATURES: c_ulong = 0x8004_54cf;
+const TUNSETOFFLOAD: c_ulong = 0x4004_54d0;
+const IFF_TUN: c_int = 0x0001;
+pub(crate) const IFF_TAP: c_int = 0x0002;
+pub(crate) const IFF_MULTI_QUEUE: c_int = 0x0100;
+pub(crate) const IFF_NO_PI: c_int = 0x1000;
+const IFF_VNET_HDR: c_int = 0x4000;
+pub(crate) const IFF_TUN_EXCL: c_int = 0x8000;
+
+/// Work that the kernel may leave to whoever reads packets from a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offload(c_uint);
+
+impl Offload {
+    /// None.
+    pub const NONE: Offload = Offload(0);
+    /// Completing checksums.
+    pub const CHECKSUM: Offload = Offload(0x01);
+    /// Cutting TCP streams of both families, those with ECN included.
+    pub const TCP: Offload = Offload(0x02 | 0x04 | 0x08 | Offload::CHECKSUM.0);
+    /// Cutting UDP datagrams as well (Linux 6.2).
+    pub const UDP: Offload = Offload(0x20 | 0x40 | Offload::TCP.0);
+}
+
+/// What the kernel's driver can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Features {
+    /// Several queues for one device (Linux 3.8).
+    pub multi_queue: bool,
+    /// A header in front of packets that says what is left to do (`struct virtio_net_hdr`).
+    pub virtio_header: bool,
+}
+
+/// What the kernel's driver can do; an error if there is none.
+pub fn features() -> Result<Features, KernelError> {
+    let doing = || "look for TUN devices".to_owned();
+    let file = open(doing)?;
+    let mut features: c_uint = 0;
+    // SAFETY: the kernel writes one unsigned int, to where the pointer leads, while this call lasts.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), TUNGETFEATURES as _, &raw mut features) })
+        .map_err(|errno| KernelError::system(doing(), errno))?;
+    let has = |flag: c_int| features & flag as c_uint != 0;
+    Ok(Features { multi_queue: has(IFF_MULTI_QUEUE), virtio_header: has(IFF_VNET_HDR) })
+}
+
+/// Makes a persistent device, and sets it up.
+pub(crate) fn create(socket: &mut Socket, link: &Link, tun: &Tun) -> Result<(), KernelError> {
+    let flags = IFF_TUN | IFF_NO_PI | IFF_TUN_EXCL | if tun.multi_queue { IFF_MULTI_QUEUE } else { 0 };
+    let doing = || format!("create tun device {}", link.name);
+    let file = attach(doing, link.name, flags)?;
+    let index = link::index(socket, link.name)?.ok_or_else(|| KernelError::NoLink(link.name.to_string()))?;
+    link::set_up_tun(socket, index, link.mtu, tun.queue_length)?;
+    // The last step: until then, what is half made goes when the file is closed.
+    set(&file, TUNSETPERSIST, 1).map_err(|errno| KernelError::system(doing(), errno))
+}
+
+/// Opens a queue of an existing device, which does not wait: for packets with or without a header in
+/// front that says what is left to do.
+///
+/// A device that is gone is not made anew, except in the very moment between two looks; then it is
+/// like any other one.
+pub fn queue(
+    socket: &Socket,
+    name: LinkName,
+    multi_queue: bool,
+    virtio_header: bool,
+) -> Result<OwnedFd, KernelError> {
+    if !link::exists(socket, name)? {
+        return Err(KernelError::NoLink(name.to_string()));
+    }
+    let mut flags = IFF_TUN | IFF_NO_PI;
+    for (wanted, flag) in [(multi_queue, IFF_MULTI_QUEUE), (virtio_header, IFF_VNET_HDR)] {
+        flags |= if wanted { flag } else { 0 };
+    }
+    let doing = || format!("open a queue of {name}");
+    let file = attach(doing, name, flags)?;
+    let system = |errno| KernelError::system(doing(), errno);
+    set(&file, TUNSETPERSIST, 1).map_err(system)?;
+    let file = OwnedFd::from(file);
+    rustix::fs::fcntl_setfl(&file, rustix::fs::OFlags::NONBLOCK).map_err(system)?;
+    Ok(file)
+}
+
+/// Says what work the kernel may leave to the readers of a device; refused with EINVAL where it does
+/// not know some of it.
+pub fn set_offload(queue: &OwnedFd, offload: Offload) -> Result<(), KernelError> {
+    // SAFETY: this request takes a number, no pointer.
+    check(unsafe { libc::ioctl(queue.as_raw_fd(), TUNSETOFFLOAD as _, c_ulong::from(offload.0)) })
+        .map_err(|errno| KernelError::system("set the offloads of a TUN device".to_owned(), errno))
+}
+
+fn open(doing: impl FnOnce() -> String) -> Result<File, KernelError> {
+    OpenOptions::new().read(true).write(true).open(DEVICE).map_err(|error| KernelError::Other {
+        doing: doing(),
+        why: format!(
+            "{DEVICE} cannot be opened ({error}): the kernel needs CONFIG_TUN (modprobe tun), and a container \
+             needs the device and CAP_NET_ADMIN"
+        ),
+    })
+}
+
+/// `struct ifreq` with flags.
+#[repr(C)]
+struct Request {
+    name: [u8; libc::IFNAMSIZ],
+    flags: c_short,
+    rest: [u8; 22],
+}
+
+/// Opens a device in the namespace of the calling thread, which makes it if there is none.
+pub(crate) fn attach(doing: impl Fn() -> String, name: LinkName, flags: c_int) -> Result<File, KernelError> {
+    let file = open(&doing)?;
+    let mut request = Request { name: [0; libc::IFNAMSIZ], flags: flags as c_short, rest: [0; 22] };
+    let name = name.as_str().as_bytes();
+    request.name[..name.len()].copy_from_slice(name);
+    // SAFETY: the kernel reads and writes one ifreq, which the structure is, while this call lasts.
+    let made = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF as _, &raw mut request) };
+    check(made).map_err(|errno| KernelError::system(doing(), errno))?;
+    Ok(file)
+}
+
+/// Makes a request that takes a number.
+pub(crate) fn set(file: &File, what: c_ulong, number: u32) -> Result<(), Errno> {
+    // SAFETY: these requests take a number, no pointer.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), what as _, c_ulong::from(number)) })
+}
+
+fn check(result: c_int) -> Result<(), Errno> {
+    if result >= 0 {
+        return Ok(());
+    }
+    Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL))
+}
