@@ -6,6 +6,7 @@ mod cleanup;
 mod cni;
 mod lab;
 mod leases;
+mod leftovers;
 mod mk_docker_opts;
 mod network;
 mod output;

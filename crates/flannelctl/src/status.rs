@@ -1,4 +1,4 @@
-//! `flannelctl status`: the node on one screen.
+//! `flannelctl status`: the node on one screen, and what other networks left on it.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use fabric::status::{Files, LeaseState, Peer, PeerPath, Status};
 
+use crate::leftovers::{self, Leftover};
 use crate::output::{Output, Tone, rough, since, until};
 
 /// More peers than this are counted, not listed.
@@ -19,12 +20,15 @@ pub(crate) fn run(subnet_file: &Path, all: bool, out: &mut Output) -> Result<Exi
     let status = read(&Files::beside(subnet_file))?;
     let running = is_running(&status);
     let healthy = running && status.ready && status.failures.is_empty();
+    let leftovers = leftovers::recognise(&leftovers::look(), &status);
     if out.is_json() {
         let mut json = serde_json::to_value(&status)?;
         json["running"] = running.into();
+        json["leftovers"] = serde_json::to_value(&leftovers)?;
         out.json(&json)?;
     } else {
         show(&status, running, all, out)?;
+        show_leftovers(&leftovers, out)?;
     }
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -217,6 +221,16 @@ fn wrong(status: &Status, out: &mut Output) -> Result<()> {
         if !failure.remedy.is_empty() {
             out.line(format!("{} {}", out.toned(Tone::Strong, "remedy    "), failure.remedy))?;
         }
+    }
+    Ok(())
+}
+
+/// What is of others; it says nothing about how we are.
+fn show_leftovers(leftovers: &[Leftover], out: &mut Output) -> Result<()> {
+    for Leftover { of, what, remedy } in leftovers {
+        out.line("")?;
+        out.line(format!("{} of {of}: {what}", out.toned(Tone::Strong, "leftover  ")))?;
+        out.line(format!("{} {remedy}", out.toned(Tone::Strong, "remedy    ")))?;
     }
     Ok(())
 }

@@ -104,6 +104,17 @@ pub fn apply_forward(
     Ok(())
 }
 
+/// The names of all chains of nftables, those of iptables included, and of iptables-legacy as far as
+/// its programs can be run.
+pub fn chains(nftables: &mut Nftables) -> Result<BTreeSet<String>, KernelError> {
+    let mut names: BTreeSet<String> = nftables.chains()?.into_iter().map(|(_, name)| name).collect();
+    for (family, table) in FAMILIES.iter().flat_map(|family| [(*family, "filter"), (*family, "nat")]) {
+        let legacy = Legacy::of(family, table)?;
+        names.extend(legacy.iter().flat_map(Legacy::chains).map(str::to_owned));
+    }
+    Ok(names)
+}
+
 /// What several chains accept together; none if nothing is asked of any of them.
 fn accepted_by_all(chains: &[Forward]) -> Option<BTreeSet<IpNet>> {
     let dropping = chains.iter().filter(|chain| chain.drops).map(Forward::accepted);

@@ -126,6 +126,11 @@ impl Legacy {
         self.policies.contains_key(name)
     }
 
+    /// The names of its chains.
+    pub(super) fn chains(&self) -> impl Iterator<Item = &str> {
+        self.policies.keys().map(String::as_str)
+    }
+
     /// All rules, each chain's in order.
     pub(crate) fn rules(&self) -> &[Rule] {
         &self.rules

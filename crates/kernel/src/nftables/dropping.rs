@@ -72,6 +72,12 @@ impl Nftables {
         Ok(dropping)
     }
 
+    /// All chains of all tables, by name.
+    pub fn chains(&mut self) -> Result<Vec<(TableName, String)>, KernelError> {
+        let chains = wire::all_chains(&mut self.socket).doing(|| "list all chains of nftables".to_owned())?;
+        Ok(chains.into_iter().map(|(table, chain)| (table, chain.name)).collect())
+    }
+
     /// Whether any rule of a table is about packets from or to this network, or a wider one.
     pub fn mentions(&mut self, table: &TableName, network: &IpNet) -> Result<bool, KernelError> {
         let is_about = |condition: &Match| match condition {
