@@ -56,7 +56,6 @@ pub(crate) struct RawRule {
     pub(crate) handle: u64,
     pub(crate) expressions: Vec<Expression>,
     pub(crate) comment: Option<String>,
-    pub(crate) owner: Option<owned::Owner>,
 }
 
 impl Nftables {

@@ -20,6 +20,7 @@ use ipnet::IpNet;
 use kernel::nftables::Nftables;
 use kernel::{KernelError, command, process};
 use rustix::pipe::PipeFlags;
+use rustix::time::ClockId;
 use sha2::{Digest as _, Sha512};
 
 /// How packets that leave the node are given its address.
@@ -89,10 +90,14 @@ pub(crate) fn remove(request: &Request, traces: &[IptablesTrace], addresses: &[I
 /// period).
 const GRACE: Duration = Duration::from_millis(50);
 
+/// At which moments sockets are closed: whenever this long has passed since the host was started.
+const BEAT: Duration = Duration::from_secs(1);
+
 /// Leaves it to a process of its own to be the last that closes the socket: the kernel then waits until
 /// no packet can be in a replaced rule any more, which changes nothing for anybody: the transaction is
-/// done. While it waits, nobody else in the namespace can change rules (`nft_rcv_nl_event`), so that
-/// process closes the socket when the time is over in all likelihood.
+/// done. While it waits, nobody else in the namespace can change rules (`nft_rcv_nl_event`). So all such
+/// processes wait for the same moment, by which their own rules are gone in all likelihood: the first of
+/// them then waits for what others have just replaced, at most, and none after it.
 pub(crate) fn close_later(nft: Nftables) {
     let Ok((read, write)) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC) else { return };
     let mut write = Some(write);
@@ -101,10 +106,19 @@ pub(crate) fn close_later(nft: Nftables) {
         write = None;
         // Ends when this process has closed its own.
         let closed = rustix::io::read(&read, &mut [0]).is_ok();
-        thread::sleep(GRACE);
+        let now = rustix::time::clock_gettime(ClockId::Monotonic);
+        let now = Duration::try_from(now).unwrap_or_default();
+        thread::sleep(until_closing(now));
         closed
     });
     drop(nft);
+}
+
+/// How long to wait from a moment until the sockets of this and other processes are closed.
+fn until_closing(now: Duration) -> Duration {
+    let past = (now + GRACE).as_nanos() % BEAT.as_nanos();
+    let rest = BEAT.saturating_sub(Duration::from_nanos(u64::try_from(past).unwrap_or_default()));
+    GRACE + rest
 }
 
 /// Takes away the rules of all attachments of this network that are not listed.
@@ -334,6 +348,17 @@ fn iptables_chain(request: &Request) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sockets_are_closed_together() {
+        let closed = |milliseconds| {
+            let now = Duration::from_millis(milliseconds);
+            (now + until_closing(now)).as_millis()
+        };
+        assert_eq!([closed(7_001), closed(7_500), closed(7_949)], [8_000; 3]);
+        // Too late for that one.
+        assert_eq!([closed(7_951), closed(8_000)], [9_000; 2]);
+    }
 
     #[test]
     fn comments_begin_as_the_reference_plugin_begins_them() {

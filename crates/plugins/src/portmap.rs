@@ -42,6 +42,8 @@ impl Plugin for Portmap {
         let backend = decide(settings.backend, nft.as_mut());
         // An ADD that was not followed by a DEL may have been by the other one.
         match (backend, &mut nft) {
+            // Chosen because there is no rule of iptables.
+            (Chosen::Nftables, _) if settings.backend == Backend::Automatic => {}
             (Chosen::Nftables, nft) => iptables::remove(nft.as_mut(), request)?,
             (Chosen::Iptables, Some(nft)) => nftables::remove(nft, request)?,
             (Chosen::Iptables, None) => {}
@@ -59,16 +61,21 @@ impl Plugin for Portmap {
             }
             forget_flows(&settings, address);
         }
+        let mut outcome = Ok(());
+        if settings.snat {
+            for address in addresses(request, &result).filter(|address| address.addr().is_ipv4()) {
+                let enabled = route_localnet(address.addr());
+                outcome =
+                    outcome.and(enabled.map_err(|error| {
+                        Error::internal(format!("unable to enable route_localnet: {error}"))
+                    }));
+            }
+        }
+        // Last of all: the process that it starts shares memory with this one, which costs both.
         if let Some(nft) = nft {
             close_later(nft);
         }
-        if settings.snat {
-            for address in addresses(request, &result).filter(|address| address.addr().is_ipv4()) {
-                route_localnet(address.addr())
-                    .map_err(|error| Error::internal(format!("unable to enable route_localnet: {error}")))?;
-            }
-        }
-        result.convert(request.version)
+        outcome.and(result.convert(request.version))
     }
 
     fn del(&self, request: &Request) -> Result<(), Error> {

@@ -7,42 +7,46 @@
 use fabric::firewall::{Rule, Table, TableName};
 
 use super::expression::{Expression, verdict};
-use super::{Nftables, Step};
-use crate::error::KernelError;
+use super::{Nftables, PlacedRule, Step, wire};
+use crate::error::{Doing, KernelError};
 
 /// Whose a rule is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Owner(pub [u8; 8]);
 
-/// A rule of a shared table.
+/// A rule of a shared table, by what tells whose it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OwnedRule {
+pub struct Mark {
     /// The chain it is in.
     pub chain: String,
-    /// What it says.
-    pub rule: Rule,
+    /// Its comment.
+    pub comment: Option<String>,
     /// Whose it is, if it was made by this program.
     pub owner: Option<Owner>,
-    handle: u64,
+    pub(super) handle: u64,
 }
 
-impl OwnedRule {
+impl Mark {
     fn deletion(&self, table: &TableName) -> Step {
         Step::DeleteRule(table.clone(), self.chain.clone(), self.handle)
     }
 }
 
 impl Nftables {
-    /// The rules of these chains. A chain that is not there has none.
-    pub fn owned_rules(&mut self, table: &TableName, chains: &[&str]) -> Result<Vec<OwnedRule>, KernelError> {
+    /// What those rules of these chains say whose mark is `wanted`. A chain that is not there has none.
+    pub fn owned_rules(
+        &mut self,
+        table: &TableName,
+        chains: &[&str],
+        wanted: impl Fn(&Mark) -> bool,
+    ) -> Result<Vec<Rule>, KernelError> {
+        let mut marks = self.marks(table)?;
+        marks.retain(wanted);
         let mut rules = Vec::new();
         for chain in chains {
-            rules.extend(self.raw_rules(table, Some(chain))?.into_iter().map(|raw| OwnedRule {
-                chain: raw.chain.clone(),
-                handle: raw.handle,
-                owner: raw.owner,
-                rule: raw.rule(table.family),
-            }));
+            let present = self.rules(table, chain)?;
+            let is_wanted = |rule: &PlacedRule| marks.iter().any(|mark| mark.handle == rule.handle);
+            rules.extend(present.into_iter().filter(is_wanted).map(|placed| placed.rule));
         }
         Ok(rules)
     }
@@ -57,15 +61,16 @@ impl Nftables {
         base: &Table,
         owner: Owner,
         rules: &[(&str, Rule)],
-        is_stale: impl Fn(&OwnedRule) -> bool,
+        is_stale: impl Fn(&Mark) -> bool,
     ) -> Result<(), KernelError> {
         let name = &base.name;
-        let open: Vec<&str> =
-            base.chains.iter().filter(|c| c.rules.is_empty()).map(|c| c.name.as_str()).collect();
+        let is_open = |name: &str| base.chains.iter().any(|c| c.rules.is_empty() && c.name == name);
         self.retry(|nftables| {
+            let present = nftables.marks(name)?;
             let mut steps = vec![Step::AddTable(name.clone(), base.comment.clone())];
             for chain in &base.chains {
-                if !nftables.has_chain(name, &chain.name)? {
+                let has_rules = present.iter().any(|mark| mark.chain == chain.name);
+                if !has_rules && !nftables.has_chain(name, &chain.name)? {
                     steps.push(Step::add_chain(name, chain));
                 }
             }
@@ -76,8 +81,8 @@ impl Nftables {
                     steps.extend(filled.rules.iter().map(|rule| Step::add_rule(name, &filled.name, rule)));
                 }
             }
-            let present = nftables.owned_rules(name, &open)?;
-            steps.extend(present.iter().filter(|rule| is_stale(rule)).map(|rule| rule.deletion(name)));
+            let stale = present.iter().filter(|mark| is_open(&mark.chain) && is_stale(mark));
+            steps.extend(stale.map(|mark| mark.deletion(name)));
             steps.extend(rules.iter().map(|(chain, rule)| Step::add_owned_rule(name, chain, rule, owner)));
             nftables.run(&steps)
         })
@@ -89,16 +94,21 @@ impl Nftables {
         &mut self,
         tables: &[TableName],
         chains: &[&str],
-        is_stale: impl Fn(&OwnedRule) -> bool,
+        is_stale: impl Fn(&Mark) -> bool,
     ) -> Result<(), KernelError> {
         self.retry(|nftables| {
             let mut steps = Vec::new();
             for table in tables {
-                let rules = nftables.owned_rules(table, chains)?;
-                steps.extend(rules.iter().filter(|rule| is_stale(rule)).map(|rule| rule.deletion(table)));
+                let marks = nftables.marks(table)?;
+                let is_stale = |mark: &&Mark| chains.contains(&mark.chain.as_str()) && is_stale(mark);
+                steps.extend(marks.iter().filter(is_stale).map(|mark| mark.deletion(table)));
             }
             nftables.run(&steps)
         })
+    }
+
+    fn marks(&mut self, table: &TableName) -> Result<Vec<Mark>, KernelError> {
+        wire::marks(&mut self.socket, table).doing(|| format!("list the rules of table {table}"))
     }
 
     /// Whether a table has a chain of this name.

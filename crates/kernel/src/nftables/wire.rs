@@ -6,7 +6,7 @@ use fabric::firewall::{Chain, ChainKind, Family, Hook, HookPoint, Policy, Rule, 
 use rustix::io::Errno;
 
 use super::expression::{self, Expression, find};
-use super::owned::Owner;
+use super::owned::{Mark, Owner};
 use super::{RawRule, foreign, rule};
 use crate::netlink::{
     ACK, APPEND, Answer, Batch, CREATE, Encoder, NetlinkError, Socket, read_be32, read_text,
@@ -310,29 +310,57 @@ pub(super) fn rules(
         },
         |rules: &mut Vec<RawRule>, answer| {
             let Some(body) = body(&answer, NEW_RULE) else { return Ok(()) };
-            let in_chain = find(body, RULE_CHAIN).map(read_text).unwrap_or_default();
             // Old kernels list more than was asked for.
-            if find(body, RULE_TABLE).map(read_text).as_ref() != Some(&table.name)
-                || chain.is_some_and(|chain| chain != in_chain)
-            {
+            if find(body, RULE_TABLE).map(read_text).as_ref() != Some(&table.name) {
                 return Ok(());
             }
-            let handle = find(body, RULE_HANDLE).and_then(|bytes| bytes.try_into().ok());
-            rules.push(RawRule {
-                chain: in_chain,
-                handle: handle
-                    .map(u64::from_be_bytes)
-                    .ok_or(NetlinkError::Malformed("a rule without handle"))?,
-                expressions: expression::read_all(find(body, RULE_EXPRESSIONS).unwrap_or_default()),
-                comment: read_comment(body, RULE_USERDATA),
-                owner: read_userdata(body, RULE_USERDATA, USERDATA_OWNER)
-                    .and_then(|mark| mark.try_into().ok())
-                    .map(Owner),
-            });
+            let mark = read_mark(body)?;
+            if chain.is_none_or(|chain| chain == mark.chain) {
+                let expressions = expression::read_all(find(body, RULE_EXPRESSIONS).unwrap_or_default());
+                rules.push(RawRule {
+                    chain: mark.chain,
+                    handle: mark.handle,
+                    expressions,
+                    comment: mark.comment,
+                });
+            }
             Ok(())
         },
     );
     absent_is_default(listed)
+}
+
+/// Whose the rules of a table are, without what they say: of a table with many rules, reading those is
+/// most of the work.
+pub(super) fn marks(socket: &mut Socket, table: &TableName) -> Result<Vec<Mark>, NetlinkError> {
+    let listed = socket.dump(
+        GET_RULE,
+        |body| {
+            header(body, table.family);
+            body.text(RULE_TABLE, &table.name);
+        },
+        |marks: &mut Vec<Mark>, answer| {
+            let Some(body) = body(&answer, NEW_RULE) else { return Ok(()) };
+            // Old kernels list more than was asked for.
+            if find(body, RULE_TABLE).map(read_text).as_ref() == Some(&table.name) {
+                marks.push(read_mark(body)?);
+            }
+            Ok(())
+        },
+    );
+    absent_is_default(listed)
+}
+
+fn read_mark(body: &[u8]) -> Result<Mark, NetlinkError> {
+    let handle = find(body, RULE_HANDLE).and_then(|bytes| bytes.try_into().ok());
+    Ok(Mark {
+        chain: find(body, RULE_CHAIN).map(read_text).unwrap_or_default(),
+        handle: handle.map(u64::from_be_bytes).ok_or(NetlinkError::Malformed("a rule without handle"))?,
+        comment: read_comment(body, RULE_USERDATA),
+        owner: read_userdata(body, RULE_USERDATA, USERDATA_OWNER)
+            .and_then(|mark| mark.try_into().ok())
+            .map(Owner),
+    })
 }
 
 /// What is asked of a table or chain that is not there is answered with nothing.

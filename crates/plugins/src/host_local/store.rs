@@ -19,12 +19,14 @@ use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use cni::{Attachment, Error};
 use kernel::sandbox::{Census, Sandbox};
-use rustix::fs::OFlags;
+use rustix::fs::{AtFlags, Dir, Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::files::go_error;
 
@@ -92,21 +94,26 @@ impl Drop for Locked<'_> {
 
 impl Locked<'_> {
     fn read(&mut self) -> io::Result<()> {
-        for entry in fs::read_dir(&self.store.directory)? {
+        // All of this happens under the lock, once for each address that is given: few calls to the kernel.
+        let directory = rustix::fs::open(
+            &self.store.directory,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        for entry in Dir::read_from(&directory)? {
             let entry = entry?;
-            let name = entry.file_name();
-            let Some(name) = name.to_str() else { continue };
+            let Ok(name) = entry.file_name().to_str() else { continue };
             if name.ends_with(UNFINISHED) {
                 // Its writer held the lock, so it is dead.
-                let _ = fs::remove_file(entry.path());
+                let _ = rustix::fs::unlinkat(&directory, name, AtFlags::empty());
                 continue;
             }
             let Ok(address) = name.parse::<IpAddr>() else { continue };
-            let holder = match fs::read(entry.path()) {
+            let holder = match read_whole(&directory, name) {
                 Ok(bytes) => {
                     String::from_utf8_lossy(&bytes).trim_matches(['\0', ' ', '\t', '\r', '\n']).to_owned()
                 }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(Errno::NOENT) => continue,
                 // Whose it is cannot be told, so it is somebody's.
                 Err(_) => "?".to_owned(),
             };
@@ -254,6 +261,21 @@ impl Locked<'_> {
 
     fn last_reserved_path(&self, index: usize) -> PathBuf {
         self.store.directory.join(format!("last_reserved_ip.{index}"))
+    }
+}
+
+/// Reads a file, which usually is short.
+fn read_whole(directory: &OwnedFd, name: &str) -> Result<Vec<u8>, Errno> {
+    let file = rustix::fs::openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut content = vec![0; 512];
+    let mut length = 0;
+    loop {
+        length += rustix::io::read(&file, &mut content[length..])?;
+        if length < content.len() {
+            content.truncate(length);
+            return Ok(content);
+        }
+        content.resize(content.len() * 2, 0);
     }
 }
 

@@ -14,7 +14,7 @@ use fabric::firewall::{
 };
 use ipnet::IpNet;
 use kernel::nftables::Nftables;
-use kernel::nftables::owned::{OwnedRule, Owner};
+use kernel::nftables::owned::{Mark, Owner};
 use kernel::{KernelError, command};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha512};
@@ -55,7 +55,7 @@ pub(super) fn install(
     for (_, rule) in &mut rules {
         rule.comment = Some(comment.clone());
     }
-    let is_own = |rule: &OwnedRule| is_of(rule, &comment, owner);
+    let is_own = |mark: &Mark| is_of(mark, &comment, owner);
     nft.replace_owned(&frame(family, settings.snat), owner, &rules, is_own).map_err(failed)?;
     if let Some(conditions) = conditions {
         // Only nft itself understands all that it may be told.
@@ -74,7 +74,7 @@ pub(super) fn install(
 /// Takes all rules of an attachment away.
 pub(super) fn remove(nft: &mut Nftables, request: &Request) -> Result<(), Error> {
     let (comment, owner) = (comment_of(&request.environment.container_id), owner_of(request));
-    remove_those(nft, |rule| is_of(rule, &comment, owner))
+    remove_those(nft, |mark| is_of(mark, &comment, owner))
 }
 
 /// Takes the rules of all attachments of this network away that are not listed.
@@ -82,8 +82,8 @@ pub(super) fn keep_only(nft: &mut Nftables, request: &Request, valid: &[Attachme
     let owner = owner_of(request);
     let kept: Vec<String> = valid.iter().map(|attachment| comment_of(&attachment.container_id)).collect();
     // Of a rule without the mark nobody can say which network it belongs to.
-    remove_those(nft, |rule| {
-        rule.owner == Some(owner) && !rule.rule.comment.as_ref().is_some_and(|comment| kept.contains(comment))
+    remove_those(nft, |mark| {
+        mark.owner == Some(owner) && !mark.comment.as_ref().is_some_and(|comment| kept.contains(comment))
     })
 }
 
@@ -97,15 +97,14 @@ pub(super) fn check(
     let failed = |error: KernelError| Error::internal(error.to_string());
     let table = table(family_of(address.addr()));
     let (comment, owner) = (comment_of(&request.environment.container_id), owner_of(request));
-    let present = nft.owned_rules(&table, &CONTAINERS).map_err(failed)?;
-    let own: Vec<&Rule> = present.iter().filter(|r| is_of(r, &comment, owner)).map(|r| &r.rule).collect();
+    let own = nft.owned_rules(&table, &CONTAINERS, |mark| is_of(mark, &comment, owner)).map_err(failed)?;
     let missing = |chain: &str| {
         Err(Error::internal(format!("missing hostport rules in {chain:?} chain"))
             .details(format!("of table {table}")))
     };
     for (chain, wanted) in forwarding(settings, &[], address.addr()) {
         // Conditions may stand in front, here or where the chain is entered.
-        let leads_there = |rule: &&Rule| {
+        let leads_there = |rule: &Rule| {
             rule.verdict == wanted.verdict && wanted.matches.iter().all(|must| rule.matches.contains(must))
         };
         if !own.iter().any(leads_there) {
@@ -124,7 +123,7 @@ pub(super) fn check(
     Ok(())
 }
 
-fn remove_those(nft: &mut Nftables, is_stale: impl Fn(&OwnedRule) -> bool) -> Result<(), Error> {
+fn remove_those(nft: &mut Nftables, is_stale: impl Fn(&Mark) -> bool) -> Result<(), Error> {
     let tables = [table(Family::Ipv4), table(Family::Ipv6)];
     match nft.remove_owned(&tables, &CONTAINERS, is_stale) {
         // A kernel without nftables has no rules.
@@ -136,8 +135,8 @@ fn remove_those(nft: &mut Nftables, is_stale: impl Fn(&OwnedRule) -> bool) -> Re
 
 /// Whether a rule belongs to this container in this network. The reference plugin, and nft, do not tell
 /// the network.
-fn is_of(rule: &OwnedRule, comment: &str, owner: Owner) -> bool {
-    rule.rule.comment.as_deref() == Some(comment) && rule.owner.is_none_or(|of| of == owner)
+fn is_of(mark: &Mark, comment: &str, owner: Owner) -> bool {
+    mark.comment.as_deref() == Some(comment) && mark.owner.is_none_or(|of| of == owner)
 }
 
 fn table(family: Family) -> TableName {
