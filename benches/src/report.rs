@@ -30,6 +30,11 @@ impl Samples {
     pub fn median_and_worst(&self) -> String {
         format!("{} ({})", milliseconds(self.percentile(50)), milliseconds(self.percentile(100)))
     }
+
+    /// `p50 (p99)` in milliseconds.
+    pub fn median_and_tail(&self) -> String {
+        format!("{} ({})", milliseconds(self.percentile(50)), milliseconds(self.percentile(99)))
+    }
 }
 
 /// A table with a row per figure and a column per program.

@@ -1,11 +1,16 @@
-//! How long pods wait: ADD and DEL of the chain flannel + bridge + host-local, and portmap where it is.
+//! How long pods wait: ADD and DEL of the chain flannel + bridge + host-local, then portmap, without
+//! ports and with one host port.
 //!
-//! One namespace as the node, sixty as pods, plugins started as a container runtime starts them. For
-//! DEL the table also says when the pod's device is gone from the node, since deleting a device is
-//! what takes the kernel longest and may be left to it.
+//! One namespace as the node, sixty as pods, plugins started as a container runtime starts them. With
+//! the original's plugins beside ours the two take turns at every step, so that whatever else the machine
+//! does meets both. For DEL the table also says when the pod's device is gone from the node, since
+//! deleting a device is what takes the kernel longest and may be left to it.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -21,20 +26,104 @@ use serde_json::{Value, json};
 
 const PODS: usize = 60;
 const AT_ONCE: usize = 8;
+/// How often all pods are attached and detached.
+const ROUNDS: usize = 3;
+/// The plugins whose size is told.
+const PLUGINS: &str = "flannel bandwidth bridge dhcp dummy firewall host-device host-local ipvlan loopback macvlan \
+                       portmap ptp sbr static tap tuning vlan vrf";
 
 fn main() -> Result<()> {
     heading("CNI: flannel + bridge + host-local, then portmap")?;
     let scratch = tempfile::tempdir()?;
     let mut report = Report::default();
+    let mut nodes = Vec::new();
     for (name, plugins) in cni_directories(scratch.path())? {
-        let node = Node::new(plugins)?;
-        node.measure(name, &mut report).with_context(|| format!("measuring the plugins of {name}"))?;
+        let node = Node::new(name, plugins)?;
+        // The first attachment makes the bridge, and the tables of the firewall.
+        for verb in [Verb::Add, Verb::Del] {
+            node.chain(verb, 0, Ports::One).with_context(|| format!("trying the plugins of {name}"))?;
+        }
+        nodes.push(node);
+    }
+    starts(&nodes, &mut report)?;
+    one_at_a_time(&nodes, Ports::None, &mut report)?;
+    one_at_a_time(&nodes, Ports::One, &mut report)?;
+    eight_at_once(&nodes, Ports::None, &mut report)?;
+    eight_at_once(&nodes, Ports::One, &mut report)?;
+    for node in &nodes {
+        report.set("all plugins together", node.column, node.size()?);
     }
     report.print()
 }
 
+/// What it takes to start a plugin that is asked for nothing but the versions it speaks.
+fn starts(nodes: &[Node], report: &mut Report) -> Result<()> {
+    let mut samples = vec![Samples::default(); nodes.len()];
+    for _ in 0..PODS * ROUNDS {
+        for (node, samples) in nodes.iter().zip(&mut samples) {
+            samples.push(node.call(Plugin::Portmap, Verb::Version, 0, Value::Null)?.0);
+        }
+    }
+    for (node, samples) in nodes.iter().zip(samples) {
+        report.set("one program start that does nothing, p50 (p99)", node.column, samples.median_and_tail());
+    }
+    Ok(())
+}
+
+fn one_at_a_time(nodes: &[Node], ports: Ports, report: &mut Report) -> Result<()> {
+    const ROWS: [&str; 5] =
+        ["ADD", "ADD, portmap's part", "DEL", "DEL, portmap's part", "DEL until the device is gone"];
+    let mut samples: BTreeMap<(&str, usize), Samples> = BTreeMap::new();
+    for _ in 0..ROUNDS {
+        for pod in 0..PODS {
+            for (column, node) in nodes.iter().enumerate() {
+                let took = node.chain(Verb::Add, pod, ports)?;
+                samples.entry((ROWS[0], column)).or_default().push(took.chain);
+                samples.entry((ROWS[1], column)).or_default().push(took.portmap);
+            }
+        }
+        for pod in 0..PODS {
+            for (column, node) in nodes.iter().enumerate() {
+                let start = Instant::now();
+                let took = node.chain(Verb::Del, pod, ports)?;
+                node.await_no_device(pod)?;
+                samples.entry((ROWS[2], column)).or_default().push(took.chain);
+                samples.entry((ROWS[3], column)).or_default().push(took.portmap);
+                samples.entry((ROWS[4], column)).or_default().push(start.elapsed());
+            }
+        }
+    }
+    for row in ROWS {
+        for (column, node) in nodes.iter().enumerate() {
+            let cell = samples[&(row, column)].median_and_tail();
+            report.set(&format!("{row}, {ports}, p50 (p99)"), node.column, cell);
+        }
+    }
+    Ok(())
+}
+
+/// Attaches and detaches all pods, eight at a time; the whole time divided by their number.
+fn eight_at_once(nodes: &[Node], ports: Ports, report: &mut Report) -> Result<()> {
+    let mut sums = vec![[Duration::ZERO; 2]; nodes.len()];
+    for _ in 0..ROUNDS {
+        for (node, sums) in nodes.iter().zip(&mut sums) {
+            sums[0] += node.all_at_once(Verb::Add, ports)?;
+            sums[1] += node.all_at_once(Verb::Del, ports)?;
+        }
+    }
+    let calls = u32::try_from(PODS * ROUNDS)?;
+    for (at, verb) in ["ADD", "DEL"].into_iter().enumerate() {
+        for (node, sums) in nodes.iter().zip(&sums) {
+            let row = format!("{verb}, {ports}, eight at once, per pod");
+            report.set_duration(&row, node.column, sums[at] / calls);
+        }
+    }
+    Ok(())
+}
+
 /// A namespace that plays the node, and those of its pods.
 struct Node {
+    column: &'static str,
     namespace: Namespace,
     pods: Vec<Namespace>,
     plugins: PathBuf,
@@ -45,6 +134,7 @@ struct Node {
 enum Verb {
     Add,
     Del,
+    Version,
 }
 
 #[derive(Clone, Copy)]
@@ -53,11 +143,35 @@ enum Plugin {
     Portmap,
 }
 
+/// The ports of the host that lead to a pod.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ports {
+    None,
+    One,
+}
+
+/// How long a verb took.
+struct Took {
+    /// All plugins.
+    chain: Duration,
+    /// `portmap` alone.
+    portmap: Duration,
+}
+
+impl fmt::Display for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Ports::None => "no ports",
+            Ports::One => "one host port",
+        })
+    }
+}
+
 impl Node {
-    fn new(plugins: PathBuf) -> Result<Node> {
-        let prefix = format!("fb{}-cni", std::process::id());
+    fn new(column: &'static str, plugins: PathBuf) -> Result<Node> {
+        let prefix = format!("fb{}-{column}", std::process::id());
         let namespace = Namespace::create(&prefix)?;
-        let mut node = Node { namespace, pods: Vec::new(), plugins, directory: tempfile::tempdir()? };
+        let mut node = Node { column, namespace, pods: Vec::new(), plugins, directory: tempfile::tempdir()? };
         for number in 0..PODS {
             node.pods.push(Namespace::create(&format!("{prefix}-pod{number}"))?);
         }
@@ -68,53 +182,24 @@ impl Node {
         Ok(node)
     }
 
-    fn measure(&self, column: &str, report: &mut Report) -> Result<()> {
-        // The first attachment makes the bridge.
-        self.call(Plugin::Flannel, Verb::Add, 0, &Value::Null)?;
-        self.call(Plugin::Flannel, Verb::Del, 0, &Value::Null)?;
-
-        let with_portmap = self.plugins.join("portmap").exists();
-        let (mut add, mut map, mut unmap, mut del, mut gone) = (
-            Samples::default(),
-            Samples::default(),
-            Samples::default(),
-            Samples::default(),
-            Samples::default(),
-        );
-        for pod in 0..PODS {
-            let (took, result) = self.call(Plugin::Flannel, Verb::Add, pod, &Value::Null)?;
-            add.push(took);
-            if with_portmap {
-                map.push(self.call(Plugin::Portmap, Verb::Add, pod, &result)?.0);
-            }
-        }
-        for pod in 0..PODS {
-            if with_portmap {
-                unmap.push(self.call(Plugin::Portmap, Verb::Del, pod, &Value::Null)?.0);
-            }
-            let start = Instant::now();
-            let (took, _) = self.call(Plugin::Flannel, Verb::Del, pod, &Value::Null)?;
-            del.push(took);
-            self.await_no_device(pod)?;
-            gone.push(start.elapsed());
-        }
-        report.set("ADD, one at a time, p50 (worst) of 60", column, add.median_and_worst());
-        report.set("DEL, one at a time, p50 (worst) of 60", column, del.median_and_worst());
-        report.set("— until the device is gone", column, gone.median_and_worst());
-        if with_portmap {
-            report.set("portmap ADD without ports, p50 (worst) of 60", column, map.median_and_worst());
-            report.set("portmap DEL without ports, p50 (worst) of 60", column, unmap.median_and_worst());
-        }
-
-        let per_pod = self.all_at_once(Verb::Add)?;
-        report.set_duration("ADD, eight at once, per pod", column, per_pod);
-        let per_pod = self.all_at_once(Verb::Del)?;
-        report.set_duration("DEL, eight at once, per pod", column, per_pod);
-        Ok(())
+    /// Attaches or detaches a pod as a runtime does, the last plugin first for DEL.
+    fn chain(&self, verb: Verb, pod: usize, ports: Ports) -> Result<Took> {
+        let ports = match ports {
+            Ports::None => json!([]),
+            Ports::One => json!([{"hostPort": 20_000 + pod, "containerPort": 80, "protocol": "tcp"}]),
+        };
+        let runtime = json!({ "portMappings": ports });
+        let (flannel, portmap) = if verb == Verb::Add {
+            let (flannel, result) = self.call(Plugin::Flannel, verb, pod, self.flannel_conf())?;
+            (flannel, self.call(Plugin::Portmap, verb, pod, portmap_conf(&runtime, result))?.0)
+        } else {
+            let (portmap, _) = self.call(Plugin::Portmap, verb, pod, portmap_conf(&runtime, Value::Null))?;
+            (self.call(Plugin::Flannel, verb, pod, self.flannel_conf())?.0, portmap)
+        };
+        Ok(Took { chain: flannel + portmap, portmap })
     }
 
-    /// Attaches or detaches all pods, eight at a time; the whole time divided by their number.
-    fn all_at_once(&self, verb: Verb) -> Result<Duration> {
+    fn all_at_once(&self, verb: Verb, ports: Ports) -> Result<Duration> {
         let next = AtomicUsize::new(0);
         let failure = Mutex::new(None);
         let start = Instant::now();
@@ -124,29 +209,29 @@ impl Node {
                     while let pod = next.fetch_add(1, Ordering::Relaxed)
                         && pod < PODS
                     {
-                        if let Err(error) = self.call(Plugin::Flannel, verb, pod, &Value::Null) {
+                        if let Err(error) = self.chain(verb, pod, ports) {
                             *failure.lock().expect("no thread panics here") = Some(error);
                         }
                     }
                 });
             }
         });
-        let took = start.elapsed() / u32::try_from(PODS)?;
+        let took = start.elapsed();
         failure.into_inner().expect("no thread panics here").map_or(Ok(took), Err)
     }
 
     /// Runs a plugin as a runtime does; how long it took and what it answered.
     #[expect(clippy::disallowed_methods, reason = "what is measured is the start and run of a program")]
-    fn call(&self, plugin: Plugin, verb: Verb, pod: usize, previous: &Value) -> Result<(Duration, Value)> {
-        let (name, conf) = match plugin {
-            Plugin::Flannel => ("flannel", self.flannel_conf()),
-            Plugin::Portmap => ("portmap", portmap_conf(previous)),
+    fn call(&self, plugin: Plugin, verb: Verb, pod: usize, conf: Value) -> Result<(Duration, Value)> {
+        let name = match plugin {
+            Plugin::Flannel => "flannel",
+            Plugin::Portmap => "portmap",
         };
         let mut command = Command::new(self.plugins.join(name));
         command
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-            .env("CNI_COMMAND", if verb == Verb::Add { "ADD" } else { "DEL" })
+            .env("CNI_COMMAND", verb.name())
             .env("CNI_CONTAINERID", format!("pod{pod}"))
             .env("CNI_NETNS", self.pods[pod].path())
             .env("CNI_IFNAME", "eth0")
@@ -189,6 +274,22 @@ impl Node {
         })?
     }
 
+    /// Megabytes and files of all plugins, each counted once however many names it has.
+    fn size(&self) -> Result<String> {
+        let mut sizes = BTreeMap::new();
+        for name in PLUGINS.split_ascii_whitespace() {
+            if let Ok(file) = fs::metadata(self.plugins.join(name)) {
+                sizes.insert((file.dev(), file.ino()), file.len());
+            }
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a hundred megabytes fit a double")]
+        let megabytes = sizes.values().sum::<u64>() as f64 / 1e6;
+        Ok(match sizes.len() {
+            1 => format!("{megabytes:.1} MB in one file"),
+            files => format!("{megabytes:.1} MB in {files} files"),
+        })
+    }
+
     fn flannel_conf(&self) -> Value {
         json!({
             "cniVersion": "0.3.1",
@@ -218,15 +319,26 @@ impl Drop for Node {
     }
 }
 
-fn portmap_conf(previous: &Value) -> Value {
+impl Verb {
+    fn name(self) -> &'static str {
+        match self {
+            Verb::Add => "ADD",
+            Verb::Del => "DEL",
+            Verb::Version => "VERSION",
+        }
+    }
+}
+
+fn portmap_conf(runtime: &Value, previous: Value) -> Value {
     let mut conf = json!({
         "cniVersion": "0.3.1",
         "name": "cbr0",
         "type": "portmap",
         "capabilities": { "portMappings": true },
+        "runtimeConfig": runtime,
     });
     if !previous.is_null() {
-        conf["prevResult"] = previous.clone();
+        conf["prevResult"] = previous;
     }
     conf
 }
