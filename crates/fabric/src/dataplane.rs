@@ -8,6 +8,7 @@
 
 mod change;
 mod difference;
+mod kind;
 #[cfg(test)]
 pub(crate) mod model;
 
@@ -22,6 +23,7 @@ use crate::mac::Mac;
 
 pub use change::Change;
 pub use difference::{Prune, between, changes};
+pub use kind::Kind;
 
 /// The kernel's main routing table (`RT_TABLE_MAIN`).
 pub const MAIN_TABLE: u32 = 254;

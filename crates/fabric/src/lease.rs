@@ -355,6 +355,12 @@ impl LeaseSet {
         self.leases.is_empty()
     }
 
+    /// Whether both hold the very same leases, told without looking into them; two sets made apart
+    /// from each other are not the same, even if equal.
+    pub fn is_same(&self, other: &LeaseSet) -> bool {
+        self.leases.ptr_eq(&other.leases)
+    }
+
     /// The leases that differ between two sets: (those of `self`, those of `next`).
     ///
     /// Costs by the number of differences where the sets share their nodes.
@@ -371,6 +377,27 @@ impl LeaseSet {
             }
         }
         (before, after)
+    }
+
+    /// In how many leases two sets differ, counted up to `most`.
+    pub fn distance(&self, other: &LeaseSet, most: usize) -> usize {
+        self.leases.diff(&other.leases).take(most).count()
+    }
+
+    /// The set on the way from this one to `target` that differs from this one in `most` leases, or
+    /// `target` itself where that is no further.
+    pub fn towards(&self, target: &LeaseSet, most: usize) -> LeaseSet {
+        let mut next = self.clone();
+        let mut differences = self.leases.diff(&target.leases);
+        for item in differences.by_ref().take(most) {
+            match item {
+                imbl::ordmap::DiffItem::Add(_, new)
+                | imbl::ordmap::DiffItem::Update { new: (_, new), .. } => next.insert_shared(Arc::clone(new)),
+                imbl::ordmap::DiffItem::Remove(subnets, _) => drop(next.remove(subnets)),
+            }
+        }
+        // The target itself shares its nodes with the sets that follow.
+        if differences.next().is_none() { target.clone() } else { next }
     }
 
     /// Another lease that claims addresses of `lease` and has the better right to them.

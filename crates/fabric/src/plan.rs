@@ -109,6 +109,13 @@ impl Intent {
         (self.plan_for(&gone, before), self.plan_for(&come, after))
     }
 
+    /// Whether two intents differ in nothing but what is observed of the host.
+    pub fn is_asked_alike(&self, other: &Intent) -> bool {
+        let (Host { external, own, .. }, theirs) = (&self.host, &other.host);
+        (&self.config, &self.options, self.macs, external, own)
+            == (&other.config, &other.options, other.macs, &theirs.external, &theirs.own)
+    }
+
     /// What is ours on this node.
     pub fn ownership(&self) -> Ownership {
         let Intent { config, options, host, .. } = self;

@@ -5,8 +5,10 @@
 //! word of one that died is still there, and [`Status::pid`] tells whether it lives. Times are
 //! seconds since 1970 in UTC. A reader must tolerate fields that it does not know.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -75,14 +77,16 @@ pub struct Status {
     pub lease: Option<OwnLease>,
     /// The store.
     pub store: Store,
-    /// The other nodes, by subnet.
-    pub peers: Vec<Peer>,
+    /// The other nodes, by subnet; shared, since there may be ten thousand of them.
+    pub peers: Arc<Vec<Peer>>,
     /// Records of the store that were left out.
     pub skipped: Vec<Skipped>,
     /// What was put right behind somebody's back, newest last; only the most recent are kept.
     pub repairs: Vec<Repair>,
     /// What is wrong now and what to do about it.
     pub failures: Vec<Failure>,
+    /// What it took to keep the kernel as wanted.
+    pub reconciler: Reconciler,
 }
 
 /// The network configuration in effect.
@@ -282,6 +286,27 @@ pub struct Repair {
     pub why: String,
 }
 
+/// What it took to keep the kernel as wanted; counted since flanneld started, by kind of object
+/// ([`Kind::name`](crate::dataplane::Kind::name)).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Reconciler {
+    /// How many objects are wanted in the kernel, as of the last pass.
+    pub desired: BTreeMap<String, u64>,
+    /// How many changes the kernel refused in the last pass.
+    pub failed: BTreeMap<String, u64>,
+    /// How many changes were made.
+    pub changed: BTreeMap<String, u64>,
+    /// How many of them put right what somebody else had changed.
+    pub repaired: BTreeMap<String, u64>,
+    /// How many passes were made.
+    pub passes: u64,
+    /// How long they took altogether, in microseconds.
+    pub pass_microseconds: u64,
+    /// When the last one ended.
+    pub last_pass: UnixSeconds,
+}
+
 /// Something that is wrong now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
@@ -305,14 +330,14 @@ mod tests {
             version: "0.1.0".to_owned(),
             pid: 7,
             lease: Some(OwnLease { state: LeaseState::FromSnapshot, ..OwnLease::default() }),
-            peers: vec![Peer {
+            peers: Arc::new(vec![Peer {
                 ipv4: Some("10.5.1.0/24".parse().unwrap()),
                 ipv6: None,
                 public_ipv4: Some("192.0.2.1".parse().unwrap()),
                 public_ipv6: None,
                 path: PeerPath::Tunnel,
                 refused: None,
-            }],
+            }]),
             ..Status::default()
         };
         let mut json = serde_json::to_value(&status).unwrap();

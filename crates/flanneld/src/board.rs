@@ -94,6 +94,14 @@ impl Board {
         self.status.send_modify(change);
     }
 
+    /// Changes what nobody waits for: the file gets it with the next change that somebody does.
+    pub fn silently(&self, change: impl FnOnce(&mut Status)) {
+        self.status.send_if_modified(|status| {
+            change(status);
+            false
+        });
+    }
+
     /// A step is taken; taking it again changes nothing.
     pub fn done(&self, step: Step) {
         let mut left = BTreeSet::new();
@@ -196,12 +204,11 @@ impl Board {
         let _ = self.write(path);
     }
 
-    /// The status is borrowed while it goes into the temporary file, not while that goes to the disk.
+    /// Of a copy, which shares the peers: nobody who changes the status waits for the writing.
     fn write(&self, path: &Path) -> anyhow::Result<()> {
         let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        whole_file::write(path, |to| {
-            serde_json::to_writer(to, &*self.status.borrow()).map_err(std::io::Error::from)
-        })
+        let status = self.status.borrow().clone();
+        whole_file::write(path, |to| serde_json::to_writer(to, &status).map_err(std::io::Error::from))
     }
 }
 

@@ -24,6 +24,7 @@ pub mod node;
 pub mod notifications;
 pub mod notify;
 pub mod own_lease;
+mod pass;
 pub mod reconcile;
 pub mod repair;
 pub mod retry;

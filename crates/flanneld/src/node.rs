@@ -182,7 +182,7 @@ impl Node<'_> {
         let alone = settings.options.instance.is_default();
         let next_hop_objects = alone && !settings.plain_routes && nexthop::supported(kernel.socket())?;
         let reconciler = Reconciler::new(
-            kernel,
+            (kernel, Linux::open()?),
             Inputs {
                 intent: channels.intent.subscribe(),
                 leases: leases.clone(),

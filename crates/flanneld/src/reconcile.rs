@@ -7,25 +7,31 @@
 //! A changed lease does not wait for a pass. Its **quick answer** is the difference between the plans
 //! for just the leases that changed, applied at once without looking; the next pass checks it.
 //!
+//! Nothing here holds the loop up for longer than some milliseconds: many quick answers are given in
+//! steps, a pass looks on a thread of its own and makes its changes in slices ([`crate::pass`]), and
+//! answers come before slices.
+//!
 //! What is superfluous is removed only once the first complete set of leases has come from the store:
 //! a set remembered from the last run, or none yet, says nothing about who has left.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::time::Duration;
 
-use fabric::backend::Path;
 use fabric::dataplane::{self, Change, Prune};
 use fabric::host::RouteStyle;
 use fabric::lease::{Lease, LeaseSet, Subnets};
-use fabric::plan::{Intent, Plan};
-use fabric::status;
+use fabric::plan::Intent;
+use fabric::status::{self, Peer};
 use ipnet::IpNet;
-use kernel::{Failure, Kernel, Scope};
+use kernel::{Failure, Kernel, KernelError};
 use tokio::sync::watch;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
 use crate::board::{self, Board, Step};
+use crate::pass::{self, Findings, Question, Remaining, Touched};
 use crate::repair;
 use crate::schedule::Schedule;
 
@@ -35,8 +41,8 @@ const NEXT_HOPS_FROM: usize = 500;
 const NEXT_HOPS_TO: usize = 400;
 /// More changed leases than this are left to a pass, which is cheaper then.
 const BULK: usize = 4096;
-/// With so many leases a pass takes enough memory to be worth giving back after it.
-const MANY: usize = 1000;
+/// How many of them are answered before anything else gets its turn.
+const STEP: usize = 128;
 /// With more changes refused than this, something fundamental is wrong, and they are not told apart.
 const REFUSALS: usize = 100;
 /// A peer that the kernel keeps refusing does not keep the node from becoming ready: after so many
@@ -72,21 +78,52 @@ pub struct Manner {
 #[derive(Debug)]
 pub struct Reconciler<K> {
     kernel: K,
+    /// The same kernel, for looks; away while one is taken.
+    eye: Option<K>,
     inputs: Inputs,
     manner: Manner,
     board: Board,
     schedule: Schedule,
     leases: LeaseSet,
+    /// Those that quick answers have got to, or that a pass takes care of.
+    answered: LeaseSet,
     known: Known,
     /// What the last pass made of the intent; none until one succeeded for the node's own objects.
     made: Option<Intent>,
-    /// Whether leases or intent changed since the last pass, so that differences found by the next one
-    /// are of our own making.
+    route_style: RouteStyle,
+    /// Whether leases or intent changed since the last pass began, so that differences found are of
+    /// our own making.
     unsettled: bool,
+    pass: Option<Pass<K>>,
     /// What the kernel refused in the last pass; the next will want it again.
     refused: Vec<Change>,
     passes_with_peers: u32,
 }
+
+/// A pass on its way.
+#[derive(Debug)]
+struct Pass<K> {
+    began: Instant,
+    known: Known,
+    unsettled: bool,
+    /// What has been answered since it began.
+    touched: Touched,
+    stage: Stage<K>,
+}
+
+#[derive(Debug)]
+enum Stage<K> {
+    Looking(JoinHandle<Looked<K>>),
+    /// Making the changes, and what came of them so far.
+    Making {
+        intent: Box<Intent>,
+        remaining: Remaining,
+        failures: Vec<Failure>,
+    },
+}
+
+/// The handle that looked, and what it found.
+type Looked<K> = (K, Result<Box<Findings>, KernelError>);
 
 /// What is known about the leases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,29 +137,41 @@ enum Known {
 }
 
 /// Why the loop wakes.
-enum Wake {
+enum Wake<K> {
     Intent,
     Leases,
+    /// Leases wait for their answers.
+    Unanswered,
+    Looked(Result<Looked<K>, JoinError>),
+    /// Changes of a pass wait to be made.
+    Unmade,
     KernelChanged,
     Due,
     /// Whoever made the inputs is gone.
     Over,
 }
 
-impl<K: Kernel> Reconciler<K> {
-    /// A reconciler that has done nothing yet.
-    pub fn new(kernel: K, mut inputs: Inputs, manner: Manner, board: Board) -> Reconciler<K> {
+impl<K: Kernel + Send + 'static> Reconciler<K> {
+    /// A reconciler that has done nothing yet. It changes the kernel by the first handle, and looks at
+    /// the same one by the second.
+    pub fn new((kernel, eye): (K, K), mut inputs: Inputs, manner: Manner, board: Board) -> Reconciler<K> {
         let remembered = inputs.remembered.take();
+        let known = if remembered.is_some() { Known::Remembered } else { Known::Nothing };
+        let leases = remembered.unwrap_or_default();
         Reconciler {
             kernel,
+            eye: Some(eye),
             inputs,
             manner,
             board,
             schedule: Schedule::new(Instant::now(), manner.interval),
-            known: if remembered.is_some() { Known::Remembered } else { Known::Nothing },
-            leases: remembered.unwrap_or_default(),
+            answered: leases.clone(),
+            leases,
+            known,
             made: None,
+            route_style: RouteStyle::default(),
             unsettled: true,
+            pass: None,
             refused: Vec::new(),
             passes_with_peers: 0,
         }
@@ -135,49 +184,86 @@ impl<K: Kernel> Reconciler<K> {
                 Wake::Leases => self.take_leases(),
                 Wake::Intent => {
                     self.unsettled = true;
+                    // Answers would be those to the intent of before.
+                    self.made = None;
                     self.schedule.at_once(Instant::now());
                 }
+                Wake::Unanswered => self.answer(),
+                Wake::Looked(Ok((eye, looked))) => self.looked(eye, looked),
+                Wake::Unmade => self.make(),
                 Wake::KernelChanged => self.schedule.kernel_changed(Instant::now()),
-                Wake::Due => self.pass(),
+                Wake::Due => self.begin_pass(),
+                Wake::Looked(Err(panicked)) => {
+                    return tracing::error!(%panicked, "looking at the kernel");
+                }
                 Wake::Over => return,
             }
+            // The rest of the daemon has its turn after each step.
+            tokio::task::yield_now().await;
         }
     }
 
-    /// Waits for something to do. Every branch is a watch channel or the clock: dropping one that was
-    /// not chosen loses nothing.
-    async fn wake(&mut self) -> Wake {
+    /// Waits for something to do. Every branch is a watch channel, the clock, or a thread that is
+    /// waited for again: dropping one that was not chosen loses nothing.
+    async fn wake(&mut self) -> Wake<K> {
         let Inputs { intent, leases, kernel_changed, .. } = &mut self.inputs;
+        let unanswered = self.made.is_some() && !self.answered.is_same(&self.leases);
+        let idle = self.pass.is_none();
+        let (looking, unmade) = match &mut self.pass {
+            Some(Pass { stage: Stage::Looking(thread), .. }) => (Some(thread), false),
+            Some(Pass { stage: Stage::Making { .. }, .. }) => (None, true),
+            None => (None, false),
+        };
         let due = self.schedule.due();
         tokio::select! {
             biased;
             changed = intent.changed() => if changed.is_ok() { Wake::Intent } else { Wake::Over },
             changed = leases.changed() => if changed.is_ok() { Wake::Leases } else { Wake::Over },
-            () = tokio::time::sleep_until(due) => Wake::Due,
+            () = std::future::ready(()), if unanswered => Wake::Unanswered,
+            looked = finished(looking) => Wake::Looked(looked),
+            () = std::future::ready(()), if unmade => Wake::Unmade,
+            () = tokio::time::sleep_until(due), if idle => Wake::Due,
             changed = kernel_changed.changed() => if changed.is_ok() { Wake::KernelChanged } else { Wake::Over },
         }
     }
 
-    /// Takes a new set of leases over, with a quick answer where few changed.
+    /// Takes a new set of leases over, to be answered quickly where few changed.
     fn take_leases(&mut self) {
         let Some(next) = self.inputs.leases.borrow_and_update().clone() else { return };
-        let now = Instant::now();
         self.unsettled = true;
-        let last = std::mem::replace(&mut self.leases, next);
-        let Some(intent) = self.made.as_ref().filter(|_| self.known == Known::Complete) else {
+        self.leases = next;
+        if self.known != Known::Complete || self.made.is_none() {
             self.known = Known::Complete;
-            return self.schedule.at_once(now);
-        };
-        let (before, after) = last.differences(&self.leases);
-        let restyled = self.route_style() != intent.host.route_style;
-        if restyled || before.len() + after.len() > BULK {
-            return self.schedule.at_once(now);
+            return self.leave_to_a_pass();
         }
-        let (plan_before, plan_after) = intent.plans_between(&last, &self.leases);
+        let bulk = self.answered.distance(&self.leases, BULK + 1) > BULK;
+        if bulk || self.wanted_style() != self.route_style {
+            self.leave_to_a_pass();
+        }
+    }
+
+    /// Leases that have no quick answer wait for the next pass.
+    fn leave_to_a_pass(&mut self) {
+        self.answered = self.leases.clone();
+        self.schedule.at_once(Instant::now());
+    }
+
+    /// Answers the next of the leases that changed, without a look at the kernel.
+    fn answer(&mut self) {
+        let Some(intent) = &self.made else { return };
+        let next = self.answered.towards(&self.leases, STEP);
+        let last = std::mem::replace(&mut self.answered, next);
+        let (before, after) = last.differences(&self.answered);
+        let (plan_before, plan_after) = intent.plans_between(&last, &self.answered);
         let answer = dataplane::between(&plan_before.dataplane, &plan_after.dataplane);
         log_peers(&before, &after, intent.host.own);
         answer.iter().for_each(|change| tracing::debug!("{change}"));
+        if let Some(pass) = &mut self.pass {
+            pass.touched.by(&answer);
+        }
         let failures = self.kernel.apply(&answer);
+        self.count(&answer, &failures);
+        let now = Instant::now();
         if failures.is_empty() {
             self.schedule.leases_changed(now);
         } else {
@@ -186,83 +272,126 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
-    /// Observes, plans, compares, applies, reports.
-    fn pass(&mut self) {
+    /// Begins a pass by a look on another thread.
+    fn begin_pass(&mut self) {
         let began = Instant::now();
         let intent = self.inputs.intent.borrow_and_update().clone();
-        let failed = match intent {
-            // Nothing is wanted before there is a lease; the intent wakes us.
-            None => false,
-            Some(intent) => self.pass_for(intent),
+        self.schedule.began();
+        // Nothing is wanted before there is a lease; the intent wakes us.
+        let Some(intent) = intent else { return self.schedule.passed(began, began, false, jitter()) };
+        let Some(mut eye) = self.eye.take() else { return };
+        self.route_style = self.wanted_style();
+        self.answered = self.leases.clone();
+        let unsettled = std::mem::replace(&mut self.unsettled, false);
+        let question = Question {
+            intent,
+            leases: self.leases.clone(),
+            former_networks: self.inputs.former_networks.clone(),
+            route_style: self.route_style,
+            prune: if self.known == Known::Complete { Prune::Yes } else { Prune::NotYet },
+            unsettled,
         };
-        self.give_back_memory();
-        self.schedule.passed(began, Instant::now(), failed, jitter());
+        let thread = tokio::task::spawn_blocking(move || {
+            let looked = pass::look(&mut eye, question).map(Box::new);
+            (eye, looked)
+        });
+        let (known, touched, stage) = (self.known, Touched::default(), Stage::Looking(thread));
+        self.pass = Some(Pass { began, known, unsettled, touched, stage });
     }
 
-    fn give_back_memory(&self) {
-        if self.leases.len() >= MANY {
-            kernel::memory::give_back();
-        }
-    }
-
-    /// One pass; says whether anything failed.
-    fn pass_for(&mut self, mut intent: Intent) -> bool {
-        // The same objects whoever the peers are: their sysctls are what to ask the kernel for.
-        let node = intent.plan(&LeaseSet::default()).dataplane;
-        let ownership = intent.ownership().after(&self.inputs.former_networks);
-        let scope = Scope {
-            links: ownership.links().collect(),
-            sysctls: node.sysctls.into_keys().collect(),
-            tables: ownership.tables().to_vec(),
-        };
-        let observed = match self.kernel.observe(&scope) {
-            Ok(observed) => observed,
+    /// Takes over what a look found.
+    fn looked(&mut self, eye: K, looked: Result<Box<Findings>, KernelError>) {
+        self.eye = Some(eye);
+        let Some(pass) = &mut self.pass else { return };
+        let findings = match looked {
+            Ok(findings) => findings,
             Err(error) => {
                 tracing::warn!(%error, "cannot observe the kernel");
-                self.board.failing("kernel", [(error.to_string(), repair::remedy(None, &error).to_owned())]);
-                return true;
+                self.board.failing("node", [(error.to_string(), repair::remedy(None, &error).to_owned())]);
+                let began = pass.began;
+                self.unsettled |= pass.unsettled;
+                self.pass = None;
+                return self.schedule.passed(began, Instant::now(), true, jitter());
             }
         };
-        intent.host.look_at(&observed, &ownership);
-        intent.host.route_style = self.route_style();
-        if self.unsettled {
-            // What it took to read the leases is free by now, and would add to what the plan takes.
-            self.give_back_memory();
+        let Findings { intent, mut changes, peers, desired } = *findings;
+        pass.touched.drop_from(&mut changes);
+        let unsettled = pass.unsettled;
+        self.note_changes(&changes, unsettled);
+        self.note_peers(peers);
+        self.board.silently(|status| {
+            status.reconciler.desired =
+                desired.into_iter().map(|(kind, count)| (kind.name().to_owned(), count as u64)).collect();
+        });
+        if let Some(pass) = &mut self.pass {
+            let (intent, remaining) = (Box::new(intent), Remaining::new(changes));
+            pass.stage = Stage::Making { intent, remaining, failures: Vec::new() };
         }
-        let Plan { dataplane: wanted, peers } = intent.plan(&self.leases);
-        let prune = if self.known == Known::Complete { Prune::Yes } else { Prune::NotYet };
-        let changes = dataplane::changes(&wanted, &observed, &ownership, prune);
-        // Lest they stay in memory beside the changes that say the same.
-        drop((wanted, observed));
+    }
 
-        self.note_changes(&changes);
-        let failures = self.kernel.apply(&changes);
+    /// Makes the next changes of the pass, and ends it when all are made.
+    fn make(&mut self) {
+        let Some(Pass { stage: Stage::Making { remaining, failures, .. }, touched, .. }) = &mut self.pass
+        else {
+            return;
+        };
+        if let Some(slice) = remaining.slice(touched) {
+            let failed = self.kernel.apply(&slice);
+            failures.extend(failed.iter().cloned());
+            return self.count(&slice, &failed);
+        }
+        let Some(Pass { began, known, stage: Stage::Making { intent, failures, .. }, .. }) = self.pass.take()
+        else {
+            return;
+        };
+        let failed = !failures.is_empty();
+        self.passed(known, *intent, failures);
+        let now = Instant::now();
+        self.schedule.passed(began, now, failed, jitter());
+        self.board.silently(|status| {
+            status.reconciler.passes += 1;
+            status.reconciler.pass_microseconds += (now - began).as_micros() as u64;
+            status.reconciler.last_pass = board::now();
+        });
+    }
+
+    /// Draws the conclusions from a pass that began when so much was `known`.
+    fn passed(&mut self, known: Known, intent: Intent, failures: Vec<Failure>) {
         self.note_failures(&failures);
-        self.note_peers(&peers, intent.host.own);
         let node_stands = !failures.iter().any(|failure| concerns_node(&failure.change));
         if node_stands {
             self.board.done(Step::Node);
         }
-        if node_stands && self.known != Known::Nothing {
+        if node_stands && known != Known::Nothing {
             self.passes_with_peers += 1;
             if failures.is_empty() || self.passes_with_peers >= PASSES_UNTIL_READY {
                 self.board.done(Step::Peers);
             }
         }
-        self.made = node_stands.then_some(intent);
-        let failed = !failures.is_empty();
-        if !failed && prune == Prune::Yes {
+        // Another intent has come meanwhile: there is nothing yet that answers could build on.
+        let same = self.inputs.intent.borrow().as_ref().is_some_and(|now| now.is_asked_alike(&intent));
+        self.made = (node_stands && same).then_some(intent);
+        if failures.is_empty() && known == Known::Complete {
             // Once: from now on they may be those of another flannel on this host.
             self.inputs.former_networks.clear();
         }
-        self.unsettled = false;
         self.refused = failures.into_iter().map(|failure| failure.change).collect();
-        failed
     }
 
-    fn route_style(&self) -> RouteStyle {
-        let before = self.made.as_ref().map(|intent| intent.host.route_style).unwrap_or_default();
-        let enough = if before == RouteStyle::NextHopObjects { NEXT_HOPS_TO } else { NEXT_HOPS_FROM };
+    /// Counts what was made of `changes`.
+    fn count(&self, changes: &[Change], failures: &[Failure]) {
+        let mut made: BTreeMap<&'static str, u64> = BTreeMap::new();
+        changes.iter().for_each(|change| *made.entry(change.kind().name()).or_default() += 1);
+        for failure in failures {
+            made.entry(failure.change.kind().name()).and_modify(|count| *count -= 1);
+        }
+        self.board.silently(|status| add(&mut status.reconciler.changed, made));
+    }
+
+    /// How routes are best written for so many leases.
+    fn wanted_style(&self) -> RouteStyle {
+        let enough =
+            if self.route_style == RouteStyle::NextHopObjects { NEXT_HOPS_TO } else { NEXT_HOPS_FROM };
         if self.manner.next_hop_objects && self.leases.len() >= enough {
             RouteStyle::NextHopObjects
         } else {
@@ -271,9 +400,9 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// Logs what is about to be done. Where nothing else has changed, it is a repair.
-    fn note_changes(&self, changes: &[Change]) {
+    fn note_changes(&self, changes: &[Change], unsettled: bool) {
         changes.iter().for_each(|change| tracing::debug!("{change}"));
-        if self.unsettled {
+        if unsettled || self.unsettled {
             if !changes.is_empty() {
                 let leases = self.leases.len();
                 tracing::info!(changes = changes.len(), leases, "bringing the kernel up to date");
@@ -289,9 +418,13 @@ impl<K: Kernel> Reconciler<K> {
             tracing::warn!(why = repair.why, more = repair.more, "put right: {}", repair.change);
         }
         self.board.repaired(repairs);
+        let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
+        new.iter().for_each(|change| *counts.entry(change.kind().name()).or_default() += 1);
+        self.board.silently(|status| add(&mut status.reconciler.repaired, counts));
     }
 
-    /// Says what the kernel refused: in the log what is new, in the status all.
+    /// Says what the kernel refused: in the log what is new, in the status all, apart whether only
+    /// peers or the node as a whole suffer.
     fn note_failures(&self, failures: &[Failure]) {
         let words = |Failure { change, error, .. }: &Failure| format!("`{}`: {error}", first_line(change));
         let news = failures.iter().take(REFUSALS).filter(|failure| !self.refused.contains(&failure.change));
@@ -302,59 +435,60 @@ impl<K: Kernel> Reconciler<K> {
             tracing::warn!("{} changes failed in all; they are tried again", failures.len());
         }
         let remedy = |failure: &Failure| repair::remedy(Some(&failure.change), &failure.error).to_owned();
-        self.board
-            .failing("kernel", failures.iter().take(20).map(|failure| (words(failure), remedy(failure))));
+        for (topic, of_node) in [("node", true), ("kernel", false)] {
+            let of_topic = failures.iter().filter(|failure| concerns_node(&failure.change) == of_node);
+            self.board.failing(topic, of_topic.map(|failure| (words(failure), remedy(failure))));
+        }
+        let mut counts = BTreeMap::new();
+        failures.iter().for_each(|failure| *counts.entry(failure.change.kind().name()).or_default() += 1);
+        self.board.silently(|status| {
+            status.reconciler.failed.clear();
+            add(&mut status.reconciler.failed, counts);
+        });
     }
 
     /// Says in the status how each peer is reached.
-    fn note_peers(&self, peers: &Paths, own: Subnets) {
-        let mut others = self.leases.iter().filter(|lease| lease.subnets != own).collect::<Vec<_>>();
-        others.sort_unstable_by_key(|lease| lease.subnets);
+    fn note_peers(&self, peers: Vec<Peer>) {
         let unchanged = {
             let status = self.board.subscribe();
             let status = status.borrow();
-            status.peers.len() == others.len()
+            *status.peers == peers
                 && status.skipped.len() == self.leases.skipped.len()
-                && status.peers.iter().zip(&others).all(|(is, lease)| *is == peer(peers, lease))
                 && status.skipped.iter().all(|is| self.leases.skipped.get(&is.key) == Some(&is.reason))
         };
         if unchanged {
             return;
         }
+        for (key, reason) in &self.leases.skipped {
+            tracing::warn!(key, reason, "skipping a record of the store");
+        }
+        for peer in &peers {
+            if let Some(reason) = &peer.refused {
+                let subnets = Subnets { ipv4: peer.ipv4, ipv6: peer.ipv6 };
+                tracing::warn!(%subnets, reason, "a peer cannot be reached");
+            }
+        }
         self.board.update(|status| {
-            status.peers = others.iter().map(|lease| peer(peers, lease)).collect();
+            status.peers = Arc::new(peers);
             let skipped = self.leases.skipped.iter();
             status.skipped = skipped
                 .map(|(key, reason)| status::Skipped { key: key.clone(), reason: reason.clone() })
                 .collect();
         });
-        for (key, reason) in &self.leases.skipped {
-            tracing::warn!(key, reason, "skipping a record of the store");
-        }
-        for (subnets, path) in peers {
-            if let Err(reason) = path {
-                tracing::warn!(%subnets, reason, "a peer cannot be reached");
-            }
-        }
     }
 }
 
-/// How each peer is reached: [`Plan::peers`].
-type Paths = BTreeMap<Subnets, Result<Path, String>>;
+/// Waits for a look, if one is taken.
+async fn finished<K>(thread: Option<&mut JoinHandle<Looked<K>>>) -> Result<Looked<K>, JoinError> {
+    match thread {
+        Some(thread) => thread.await,
+        None => std::future::pending().await,
+    }
+}
 
-fn peer(peers: &Paths, lease: &Lease) -> status::Peer {
-    let (path, refused) = match peers.get(&lease.subnets) {
-        Some(Ok(path)) => ((*path).into(), None),
-        Some(Err(reason)) => (status::PeerPath::None, Some(reason.clone())),
-        None => (status::PeerPath::None, None),
-    };
-    status::Peer {
-        ipv4: lease.subnets.ipv4,
-        ipv6: lease.subnets.ipv6,
-        public_ipv4: lease.attributes.public_ipv4,
-        public_ipv6: lease.attributes.public_ipv6,
-        path,
-        refused,
+fn add(counts: &mut BTreeMap<String, u64>, more: BTreeMap<&'static str, u64>) {
+    for (kind, count) in more {
+        *counts.entry(kind.to_owned()).or_default() += count;
     }
 }
 

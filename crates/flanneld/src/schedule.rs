@@ -1,8 +1,9 @@
 //! When the next full comparison with the kernel is due. A pure state machine: it is told what
 //! happens and when, and answers with a moment.
 //!
-//! Four things make a pass due, the earliest counts:
+//! Five things make a pass due, the earliest counts:
 //!
+//! * something **urgent**: another intent, or leases that have no quick answer;
 //! * the **timer**, for what no notification told;
 //! * **leases changed**: their quick answer has been applied already, so the pass waits until they
 //!   have been quiet for [`QUIET`], at most [`PATIENCE`];
@@ -10,6 +11,8 @@
 //!   back as notifications too; the pass that they cause finds nothing to do, changes nothing, and
 //!   so ends the echo. On a busy host each pass is followed by a rest of ten times its duration;
 //! * **a failure**: after a pause that doubles from [`FIRST_RETRY`] up to the timer's interval.
+//!
+//! A pass takes a while, and what happens from its beginning on makes the next one due.
 
 use std::time::Duration;
 
@@ -30,6 +33,7 @@ const LONGEST_REST: Duration = Duration::from_millis(900);
 #[derive(Debug, Clone)]
 pub struct Schedule {
     interval: Duration,
+    urgent: Option<Instant>,
     timer: Instant,
     /// First and latest change of the leases since the last pass.
     leases: Option<(Instant, Instant)>,
@@ -42,12 +46,14 @@ pub struct Schedule {
 impl Schedule {
     /// A schedule whose first pass is due at once.
     pub fn new(now: Instant, interval: Duration) -> Schedule {
-        Schedule { interval, timer: now, leases: None, kernel: None, retry: None, failures: 0, rested: now }
+        let (timer, rested) = (now + interval, now);
+        let urgent = Some(now);
+        Schedule { interval, urgent, timer, leases: None, kernel: None, retry: None, failures: 0, rested }
     }
 
     /// Something changed that cannot wait.
     pub fn at_once(&mut self, now: Instant) {
-        self.timer = self.timer.min(now);
+        self.urgent.get_or_insert(now);
     }
 
     /// Leases changed, and the quick answer has been applied.
@@ -61,11 +67,17 @@ impl Schedule {
         self.kernel.get_or_insert(now);
     }
 
-    /// A pass that began at `began` ended. `jitter` is a random number from 0 to 1, so that a
-    /// thousand nodes started together do not stay together.
-    pub fn passed(&mut self, began: Instant, now: Instant, failed: bool, jitter: f64) {
+    /// A pass begins: whatever made it due has been heard.
+    pub fn began(&mut self) {
+        self.urgent = None;
         self.leases = None;
         self.kernel = None;
+        self.retry = None;
+    }
+
+    /// The pass that began at `began` ended. `jitter` is a random number from 0 to 1, so that a
+    /// thousand nodes started together do not stay together.
+    pub fn passed(&mut self, began: Instant, now: Instant, failed: bool, jitter: f64) {
         let spread = |pause: Duration| pause.mul_f64(0.75 + jitter / 2.0);
         self.timer = now + spread(self.interval);
         self.rested = now + ((now - began) * 10).min(LONGEST_REST);
@@ -85,7 +97,7 @@ impl Schedule {
             self.leases.map(|(first, latest)| (latest + QUIET).min(first + PATIENCE).max(self.rested));
         // While leases change, notifications are most likely the echo of the quick answers.
         let kernel = self.kernel.filter(|_| leases.is_none()).map(|at| (at + ECHO).max(self.rested));
-        [leases, kernel, self.retry].into_iter().flatten().fold(self.timer, Instant::min)
+        [self.urgent, leases, kernel, self.retry].into_iter().flatten().fold(self.timer, Instant::min)
     }
 }
 
@@ -104,6 +116,7 @@ mod tests {
         let start = Instant::now();
         let mut schedule = Schedule::new(start, INTERVAL);
         assert_eq!(schedule.due(), start);
+        schedule.began();
         schedule.passed(start, start, false, 0.5);
         (start, schedule)
     }
@@ -152,9 +165,25 @@ mod tests {
         schedule.passed(start, start + ms(20), false, 0.5);
         schedule.kernel_changed(start + ms(21));
         assert_eq!(schedule.due() - start, ms(20 + 200));
+        schedule.began();
         schedule.passed(start, start + ms(500), false, 0.5);
         schedule.kernel_changed(start + ms(501));
         assert_eq!(schedule.due() - start, ms(500 + 900));
+    }
+
+    #[test]
+    fn what_happens_during_a_pass_makes_the_next_one_due() {
+        let (start, mut schedule) = idle();
+        schedule.at_once(start);
+        schedule.leases_changed(start);
+        schedule.began();
+        schedule.leases_changed(start + ms(1));
+        schedule.passed(start, start + ms(2), false, 0.5);
+        assert_eq!(schedule.due() - start, ms(1) + QUIET);
+        schedule.began();
+        schedule.at_once(start + ms(3));
+        schedule.passed(start + ms(2), start + ms(4), false, 0.5);
+        assert_eq!(schedule.due() - start, ms(3));
     }
 
     #[test]
@@ -162,10 +191,12 @@ mod tests {
         let (start, mut schedule) = idle();
         let mut pauses = Vec::new();
         for _ in 0..9 {
+            schedule.began();
             schedule.passed(start, start, true, 0.5);
             pauses.push((schedule.due() - start).as_millis());
         }
         assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+        schedule.began();
         schedule.passed(start, start, false, 0.5);
         schedule.passed(start, start, true, 0.5);
         assert_eq!(schedule.due() - start, FIRST_RETRY, "a success starts over");

@@ -192,7 +192,7 @@ fn a_moved_address_is_followed_by_the_node_and_its_peers() {
     ip(&format!("-n {namespace} address delete 192.0.2.1/24 dev eth0"));
     ip(&format!("-n {namespace} address add 192.0.2.11/24 dev eth0"));
     wait_for("the peer's entry", || {
-        let peer = b.status()?.peers.pop()?;
+        let peer = b.status()?.peers.first().cloned()?;
         (peer.public_ipv4 == Some(Ipv4Addr::new(192, 0, 2, 11))).then_some(())
     });
     wait_for("the device", || {

@@ -217,4 +217,21 @@ proptest! {
         // Equal in what it holds and in what it remembers about it.
         prop_assert_eq!(before, after);
     }
+    #[test]
+    fn steps_towards_a_set_get_there(
+        before in proptest::collection::vec((keys(), 0..3u64), 0..20),
+        after in proptest::collection::vec((keys(), 0..3u64), 0..20),
+        most in 1..5usize,
+    ) {
+        let (mut now, target) = (set_of(&before), set_of(&after));
+        let left = |from: &LeaseSet| from.distance(&target, usize::MAX);
+        while left(&now) > 0 {
+            let next = now.towards(&target, most);
+            prop_assert_eq!(left(&next), left(&now).saturating_sub(most));
+            now = next;
+        }
+        let there = now.towards(&target, most);
+        prop_assert!(there.is_same(&target));
+        prop_assert_eq!(there, target);
+    }
 }

@@ -1,6 +1,7 @@
 //! The loop on a kernel in memory, with the clock paused: hours pass in milliseconds.
 
 use std::net::Ipv4Addr;
+use std::sync::{Mutex, mpsc};
 
 use fabric::Mac;
 use fabric::backend::VtepMacs;
@@ -43,6 +44,15 @@ impl Bench {
     }
 
     fn with(kernel: Fake, remembered: Option<LeaseSet>, former_networks: Vec<IpNet>) -> Bench {
+        Bench::through((kernel.clone(), kernel.clone()), kernel, remembered, former_networks)
+    }
+
+    fn through<K: Kernel + Send + 'static>(
+        handles: (K, K),
+        kernel: Fake,
+        remembered: Option<LeaseSet>,
+        former_networks: Vec<IpNet>,
+    ) -> Bench {
         let (intent, leases, kernel_changed) =
             (watch::Sender::new(Some(intent())), watch::Sender::new(None), watch::Sender::new(0));
         let board = Board::new("a test");
@@ -54,7 +64,7 @@ impl Bench {
             kernel_changed: kernel_changed.subscribe(),
         };
         let manner = Manner { interval: INTERVAL, next_hop_objects: true };
-        let reconciler = Reconciler::new(kernel.clone(), inputs, manner, board.clone());
+        let reconciler = Reconciler::new(handles, inputs, manner, board.clone());
         let task = tokio::spawn(reconciler.run());
         Bench { kernel, intent, leases, kernel_changed, board, task }
     }
@@ -220,6 +230,56 @@ async fn a_changed_lease_is_answered_at_once_and_checked_when_leases_are_quiet()
     bench.lease([node(3)]);
     pass_time(MOMENT).await;
     assert_eq!(bench.routed(), ["10.5.0.48/28"], "those who left are gone at once as well");
+}
+
+/// A kernel of which one look, once a gate is put up, takes until the gate's other end is dropped.
+#[derive(Clone)]
+struct Gated(Fake, Arc<Mutex<Option<mpsc::Receiver<()>>>>);
+
+impl Kernel for Gated {
+    fn observe(&mut self, scope: &kernel::Scope) -> Result<dataplane::Observed, KernelError> {
+        let seen = self.0.observe(scope);
+        let gate = self.1.lock().unwrap().take();
+        gate.map(|gate| gate.recv());
+        seen
+    }
+
+    fn apply(&mut self, changes: &[Change]) -> Vec<Failure> {
+        self.0.apply(changes)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn leases_that_change_during_a_look_are_answered_at_once_and_have_the_last_word() {
+    let (fake, gate) = (kernel(), Arc::default());
+    let gated = Gated(fake.clone(), Arc::clone(&gate));
+    let bench = Bench::through((gated.clone(), gated), fake, None, vec![]);
+    bench.lease([node(2), node(3)]);
+    pass_time(Duration::from_secs(1)).await;
+    let looks = bench.kernel.looks();
+
+    let (open, closed) = mpsc::channel();
+    gate.lock().unwrap().replace(closed);
+    bench.disturb(|kernel| kernel.interfere(|state| state.neighbors.clear()));
+    while bench.kernel.looks() == looks {
+        tokio::time::advance(MOMENT).await;
+    }
+    // The look has seen node 3, and not node 4.
+    bench.lease([node(2), node(4)]);
+    while bench.routed() != ["10.5.0.32/28", "10.5.0.64/28"] {
+        tokio::task::yield_now().await;
+    }
+    drop(open);
+    pass_time(MOMENT).await;
+    let made = bench.kernel.made();
+    let [.., last] = made.as_slice() else { panic!() };
+    assert_eq!(
+        last.to_string(),
+        "ip neighbor replace 10.5.0.32 lladdr 02:00:00:00:00:02 dev flannel.1 nud permanent"
+    );
+    assert_eq!(bench.routed(), ["10.5.0.32/28", "10.5.0.64/28"]);
+    pass_time(Duration::from_secs(2)).await;
+    assert_eq!(bench.kernel.state().neighbors.len(), 2, "the next pass finds nothing amiss");
 }
 
 #[tokio::test(start_paused = true)]
