@@ -1,6 +1,6 @@
 //! `flannelctl status`: the node on one screen, and what other networks left on it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::Path;
 use std::process::ExitCode;
@@ -17,8 +17,9 @@ const PEERS: usize = 20;
 const REPAIRS: usize = 5;
 
 pub(crate) fn run(subnet_file: &Path, all: bool, out: &mut Output) -> Result<ExitCode> {
-    let status = read(&Files::beside(subnet_file))?;
-    let running = is_running(&status);
+    let files = Files::beside(subnet_file);
+    let status = read(&files)?;
+    let running = is_running(&status, &files);
     let healthy = running && status.ready && status.failures.is_empty();
     let leftovers = leftovers::recognise(&leftovers::look(), &status);
     if out.is_json() {
@@ -46,10 +47,12 @@ pub(crate) fn read(files: &Files) -> Result<Status> {
         .with_context(|| format!("{path} is not what a flanneld writes; start flanneld anew"))
 }
 
-/// Whether the flanneld that wrote the status is still there.
-pub(crate) fn is_running(status: &Status) -> bool {
+/// Whether the flanneld that wrote the status is still there. One in a container has its process id
+/// there and another one here; its lock is the same.
+fn is_running(status: &Status, files: &Files) -> bool {
     let stat = fs::read_to_string(format!("/proc/{}/stat", status.pid)).unwrap_or_default();
-    is_live_flanneld(&stat)
+    let locked = || File::open(&files.lock).is_ok_and(|lock| lock.try_lock_shared().is_err());
+    is_live_flanneld(&stat) || locked()
 }
 
 /// Reads `/proc/<pid>/stat`: process id, name in parentheses, state. One that has ended stays there

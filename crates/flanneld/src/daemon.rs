@@ -22,7 +22,7 @@ use crate::settings::Settings;
 /// until it cannot go on.
 pub async fn run(mut settings: Settings) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("listening for signals")?;
-    let _instance = Instance::lock(&settings.files.lock)?;
+    let _instance = Instance::lock(&settings.files.lock).await?;
     let store = settings.store.open(settings.terms).context("opening the store")?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "flanneld with leases from {}", store.describe());
     let masquerade = &mut settings.options.masquerade;

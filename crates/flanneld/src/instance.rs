@@ -4,9 +4,14 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rustix::fs::{FlockOperation, flock};
+use tokio::time::Instant;
+
+/// How long another flanneld may take to end.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Held for as long as this daemon is the node's flanneld. The kernel lets go of it when the
 /// process ends, however it ends.
@@ -16,8 +21,21 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Becomes the node's flanneld, or says which process is.
-    pub fn lock(path: &Path) -> anyhow::Result<Instance> {
+    /// Becomes the node's flanneld, or says which process is. One that is just ending, as in an
+    /// upgrade, is waited for.
+    pub async fn lock(path: &Path) -> anyhow::Result<Instance> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match Instance::try_lock(path) {
+                Err(refused) if refused.is::<Occupied>() && Instant::now() < deadline => {
+                    tokio::time::sleep(PATIENCE / 20).await;
+                }
+                settled => return settled,
+            }
+        }
+    }
+
+    fn try_lock(path: &Path) -> anyhow::Result<Instance> {
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir)
                 .with_context(|| format!("making the directory {}", dir.display()))?;
@@ -32,7 +50,7 @@ impl Instance {
             .with_context(|| format!("opening the lock {}", path.display()))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => bail!("{}", refusal(&mut lock, path)),
+            Err(rustix::io::Errno::WOULDBLOCK) => bail!(Occupied(refusal(&mut lock, path))),
             Err(error) => return Err(error).with_context(|| format!("locking {}", path.display())),
         }
         let note = |lock: &mut File| {
@@ -46,6 +64,11 @@ impl Instance {
         Ok(Instance { _lock: lock })
     }
 }
+
+/// Another flanneld has the lock.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Occupied(String);
 
 /// Who holds the lock, and what to do about it.
 fn refusal(lock: &mut File, path: &Path) -> String {
@@ -72,24 +95,37 @@ fn refusal(lock: &mut File, path: &Path) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_second_instance_is_refused_by_name_and_pid_until_the_first_is_gone() {
+    #[tokio::test(start_paused = true)]
+    async fn a_second_instance_is_refused_by_name_and_pid_until_the_first_is_gone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/flanneld.lock");
-        let first = Instance::lock(&path).unwrap();
-        let error = Instance::lock(&path).unwrap_err().to_string();
+        let first = Instance::lock(&path).await.unwrap();
+        let error = Instance::lock(&path).await.unwrap_err().to_string();
         assert!(error.contains(&format!("process {} (", std::process::id())), "{error}");
         assert!(error.contains("-subnet-file"), "{error}");
         drop(first);
-        Instance::lock(&path).unwrap();
+        Instance::lock(&path).await.unwrap();
     }
 
-    #[test]
-    fn a_stale_pid_in_the_file_hinders_nobody() {
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_just_ending_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("flanneld.lock");
+        let first = Instance::lock(&path).await.unwrap();
+        let ending = async {
+            tokio::time::sleep(PATIENCE / 2).await;
+            drop(first);
+        };
+        let (second, ()) = tokio::join!(Instance::lock(&path), ending);
+        second.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_stale_pid_in_the_file_hinders_nobody() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("flanneld.lock");
         std::fs::write(&path, "4194304 some longer text\n").unwrap();
-        let _held = Instance::lock(&path).unwrap();
+        let _held = Instance::lock(&path).await.unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
     }
 }
