@@ -176,8 +176,7 @@ impl Locked<'_> {
         self.leases.insert(address, holder);
         self.reserved_here.push(address);
         let last = self.last_reserved_path(index);
-        write_private(&last, &address.to_string())
-            .map(drop)
+        overwrite(&last, &address.to_string())
             .map_err(|error| Error::internal(go_error("write", &last, &error)))
     }
 
@@ -282,6 +281,18 @@ fn read_whole(directory: &OwnedFd, name: &str) -> Result<Vec<u8>, Errno> {
 /// The content of a lease file.
 fn holder(id: &str, ifname: &str) -> String {
     format!("{}\r\n{ifname}", id.trim())
+}
+
+/// Writes a short file in place: emptying it first would have the file system write the new content to
+/// disk there and then, while others wait for the lock.
+fn overwrite(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    let length = text.len() as u64;
+    if file.metadata()?.len() > length {
+        // Before the new content, so that a crash leaves no mixture that is longer than either.
+        file.set_len(length)?;
+    }
+    file.write_all(text.as_bytes())
 }
 
 fn write_private(path: &Path, text: &str) -> io::Result<File> {
