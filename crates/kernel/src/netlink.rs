@@ -440,7 +440,10 @@ impl Socket {
     /// One that does not fit is lost and reported as EMSGSIZE; the next try has room for it.
     pub(crate) fn receive(&mut self, wait: Wait) -> Result<usize, NetlinkError> {
         let failed = |errno| NetlinkError::Socket { call: "receive", errno };
-        self.receive.resize(self.receive.len().max(RECEIVE_BYTES), 0);
+        if self.receive.is_empty() {
+            // Made at once, its pages are the kernel's zeros until an answer fills them.
+            self.receive = vec![0; RECEIVE_BYTES];
+        }
         let flags = match wait {
             Wait::Yes => RecvFlags::TRUNC,
             Wait::No => RecvFlags::TRUNC | RecvFlags::DONTWAIT,
