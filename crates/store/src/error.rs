@@ -64,6 +64,17 @@ pub enum AcquireError {
     /// Every subnet is leased. Trying again helps only once a lease has run out or was removed.
     #[error(transparent)]
     NoneFree(#[from] AllocationError),
+    /// The Kubernetes node has no podCIDR yet, or none that this network can use; worth another try, since
+    /// somebody may give it one.
+    #[error("node {node:?}: {why}; {remedy}")]
+    NoPodCidr {
+        /// The node's name.
+        node: String,
+        /// What is wrong.
+        why: String,
+        /// What to do about it.
+        remedy: &'static str,
+    },
     /// Other nodes were faster, again and again; worth another try.
     #[error("other nodes took the chosen subnet {attempts} times in a row; trying again will help")]
     Contended {

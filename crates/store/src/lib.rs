@@ -16,6 +16,7 @@ mod etcd;
 mod file;
 mod follow;
 mod health;
+mod kube;
 mod registration;
 mod registry;
 
@@ -34,6 +35,7 @@ pub use error::{AcquireError, StoreError};
 pub use etcd::{EtcdOptions, Secret};
 use health::Health;
 pub use health::StoreHealth;
+pub use kube::{KubeEvent, KubeNode, KubeOptions, PublicAddresses};
 use registration::Surroundings;
 use registry::{Backing, Kind, Registry, Written};
 
@@ -147,6 +149,25 @@ impl Store {
     /// The store in a directory: `<dir>/config` and `<dir>/subnets/<key>`. Made if it is not there.
     pub fn file(dir: impl AsRef<Path>) -> Result<Store, StoreError> {
         Ok(Store::new(Kind::File(file::Directory::open(dir.as_ref())?)))
+    }
+
+    /// The store in the Kubernetes API: each Node is a lease, by its podCIDRs and flannel's annotations.
+    /// Checks what can be checked without asking anybody.
+    ///
+    /// The network configuration is a file; it cannot be set, and leases cannot be removed: they end with
+    /// their Nodes. A node that has no podCIDR yet gets [`AcquireError::NoPodCidr`]; try again until it has.
+    /// [`Store::keep`] writes our annotations anew when somebody has changed them or the Node was created
+    /// again; where the Node has other podCIDRs then, so has [`Kept::lease`].
+    pub fn kube(options: KubeOptions) -> Result<Store, StoreError> {
+        Err(StoreError::Options(format!(
+            "-kube-subnet-mgr: leases of {:?} are not in this build yet",
+            options.node_name
+        )))
+    }
+
+    /// What only Kubernetes offers; none for the other stores.
+    pub fn kube_node(&self) -> Option<KubeNode> {
+        None
     }
 
     fn new(kind: Kind) -> Store {
