@@ -6,7 +6,8 @@
 //! | `/readyz` | 200 once ready, else 503 | `flanneld is ready` / `flanneld is not ready yet` |
 //!
 //! The words and codes are the original's. While not ready, the lines that follow say what is
-//! still awaited. The server is up before anything is waited for, so that a liveness probe does not
+//! still awaited and what is wrong. A node that was ready and cannot carry traffic any more is not
+//! ready until it can. The server is up before anything is waited for, so that a liveness probe does not
 //! kill a slow start.
 
 use std::convert::Infallible;
@@ -22,6 +23,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+
+use crate::availability::impairment;
 
 /// Binds the address of the health server.
 ///
@@ -67,10 +70,14 @@ pub async fn serve(listener: TcpListener, status: watch::Receiver<Status>) -> In
 fn answer(path: &str, status: &Status) -> Response<Full<Bytes>> {
     let (code, body) = match path {
         "/healthz" => (StatusCode::OK, "flanneld is running".to_owned()),
-        "/readyz" if status.ready => (StatusCode::OK, "flanneld is ready".to_owned()),
+        "/readyz" if status.ready && impairment(status).is_none() => {
+            (StatusCode::OK, "flanneld is ready".to_owned())
+        }
         "/readyz" => {
-            let awaited: String = status.awaited.iter().map(|what| format!("\nawaited: {what}")).collect();
-            (StatusCode::SERVICE_UNAVAILABLE, format!("flanneld is not ready yet{awaited}"))
+            let mut body = "flanneld is not ready yet".to_owned();
+            status.awaited.iter().for_each(|what| body += &format!("\nawaited: {what}"));
+            status.failures.iter().for_each(|failure| body += &format!("\nwrong: {}", failure.what));
+            (StatusCode::SERVICE_UNAVAILABLE, body)
         }
         _ => (StatusCode::NOT_FOUND, "404 page not found\n".to_owned()),
     };
@@ -83,6 +90,7 @@ fn answer(path: &str, status: &Status) -> Response<Full<Bytes>> {
 
 #[cfg(test)]
 mod tests {
+    use fabric::status::Failure;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
@@ -112,6 +120,19 @@ mod tests {
         status.send_modify(|status| status.ready = true);
         assert_eq!(get(port, "/readyz").await, ("HTTP/1.1 200 OK".into(), "flanneld is ready".into()));
         assert_eq!(get(port, "/").await.0, "HTTP/1.1 404 Not Found");
+        let lost = Failure {
+            topic: "interface".to_owned(),
+            what: "eth0 is lost".to_owned(),
+            since: 0,
+            remedy: String::new(),
+        };
+        status.send_modify(|status| {
+            status.awaited.clear();
+            status.failures = vec![lost];
+        });
+        let (code, body) = get(port, "/readyz").await;
+        assert_eq!(code, "HTTP/1.1 503 Service Unavailable");
+        assert_eq!(body, "flanneld is not ready yet\nwrong: eth0 is lost");
     }
 
     #[tokio::test]

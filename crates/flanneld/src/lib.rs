@@ -11,6 +11,7 @@
 //! | [`board`], [`health`], [`notify`], [`logging`] | how others see it |
 #![forbid(unsafe_code)]
 
+pub mod availability;
 pub mod board;
 pub mod daemon;
 pub mod external;
