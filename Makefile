@@ -7,6 +7,7 @@ DESTDIR ?=
 
 TARGET  := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 RELEASE := target/$(TARGET)/release
+DEBUG   := target/$(TARGET)/debug
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 DIST    := flannel-rs-$(VERSION)-$(TARGET)
 # How tests of the real kernel are run: as root, by sudo, or in a user namespace (see .ci/as-root).
@@ -17,10 +18,10 @@ VM_TESTS := dataplane firewall attach
 # Those that are about numbers or lapse of time, not about what a kernel can do.
 VM_SKIPS := ten_thousand_peers a_hundred_killed_plugins sixty_four_pods leases_are_kept_for_as_long_as_their_pods_live
 
-.PHONY: help setup build demo test test-unit test-lab test-vm check bench release install clean
+.PHONY: help setup build demo cluster cluster-down test test-unit test-lab test-vm check bench release install clean
 
 help: ## List the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## Install what tests and benches need, if it is missing (apt-get)
 	@.ci/setup
@@ -30,6 +31,14 @@ build: ## Build static release binaries: flanneld, flannel-cni, flannelctl
 
 demo: build ## Watch three nodes form one pod network, break, and heal
 	@$(RELEASE)/flannelctl lab demo
+
+cluster: setup ## Bring up a Kubernetes cluster of two nodes to play with, and say how
+	@$(CARGO) build --quiet --workspace --bins
+	@.ci/as-root $(DEBUG)/test-cluster up $(CLUSTER)
+
+cluster-down: ## Take the cluster down
+	@$(CARGO) build --quiet --package flannel-rs-tests --bins
+	@.ci/as-root $(DEBUG)/test-cluster down
 
 test: test-unit test-lab test-vm ## Run all tests
 

@@ -1,4 +1,4 @@
-//! A container image that is made on the spot: a static busybox and nothing else.
+//! Container images that are made on the spot: a static program and nothing else.
 //!
 //! The form is that of `docker save`, which every runtime reads: a tar file with a manifest, the
 //! image's configuration, and one tar file per layer.
@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 /// The name under which runtimes know it.
@@ -18,33 +18,53 @@ const BUSYBOX: [&str; 2] = ["/usr/bin/busybox", "/bin/busybox"];
 /// The programs of busybox that the stories run.
 const APPLETS: [&str; 5] = ["sh", "nc", "echo", "sleep", "ip"];
 
-/// Writes the image to a file.
+/// Writes an image with busybox to a file.
 pub fn write(path: &Path) -> Result<()> {
     let found = BUSYBOX.iter().find(|path| Path::new(path).exists());
     let busybox = fs::read(found.context("no busybox: install the package busybox-static")?)?;
     ensure!(is_static(&busybox), "busybox is not static: install the package busybox-static");
 
-    let mut layer = Tar::default();
-    for directory in ["bin/", "dev/", "etc/", "proc/", "sys/", "tmp/"] {
-        layer.entry(directory, Kind::Directory);
-    }
+    let mut layer = base();
     layer.entry("bin/busybox", Kind::Program(&busybox));
     for applet in APPLETS {
         layer.entry(&format!("bin/{applet}"), Kind::Link("busybox"));
     }
+    // What a pod's sandbox runs: nothing, until it is told to end.
+    let command = ["/bin/sh", "-c", "trap 'exit 0' TERM INT; while :; do sleep 1000 & wait; done"];
+    pack(path, IMAGE, layer, &json!({ "Cmd": command }))
+}
+
+/// Writes an image with a static program, which its containers run, to a file.
+pub fn write_program(path: &Path, name: &str, program: &Path) -> Result<()> {
+    let text = fs::read(program).with_context(|| format!("reading {}", program.display()))?;
+    ensure!(is_static(&text), "{} is not static", program.display());
+    let mut layer = base();
+    layer.entry("bin/program", Kind::Program(&text));
+    pack(path, name, layer, &json!({ "Entrypoint": ["/bin/program"] }))
+}
+
+/// What runtimes mount something on.
+fn base() -> Tar {
+    let mut layer = Tar::default();
+    for directory in ["bin/", "dev/", "etc/", "proc/", "sys/", "tmp/"] {
+        layer.entry(directory, Kind::Directory);
+    }
+    layer
+}
+
+fn pack(path: &Path, name: &str, layer: Tar, run: &Value) -> Result<()> {
     let layer = layer.end();
     let config = json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
         "created": "2024-01-01T00:00:00Z",
-        // What a pod's sandbox runs: nothing, until it is told to end.
-        "config": { "Cmd": ["/bin/sh", "-c", "trap 'exit 0' TERM INT; while :; do sleep 1000 & wait; done"] },
+        "config": run,
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", hash(&layer))] },
         "history": [{ "created": "2024-01-01T00:00:00Z" }],
     })
     .to_string();
     let config_name = format!("{}.json", hash(config.as_bytes()));
-    let manifest = json!([{ "Config": config_name, "RepoTags": [IMAGE], "Layers": ["layer.tar"] }]);
+    let manifest = json!([{ "Config": config_name, "RepoTags": [name], "Layers": ["layer.tar"] }]);
 
     let mut image = Tar::default();
     image.entry(&config_name, Kind::File(config.as_bytes()));

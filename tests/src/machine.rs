@@ -32,11 +32,18 @@ pub struct Machine<'lab> {
 
 impl<'lab> Machine<'lab> {
     /// Makes one of a node of the lab, and installs our plugins as a user would.
+    pub fn start(node: &'lab Node) -> Result<Machine<'lab>> {
+        let machine = Machine::bare(node)?;
+        machine.install()?;
+        Ok(machine)
+    }
+
+    /// Makes one of a node of the lab, without any plugins.
     #[expect(
         clippy::disallowed_methods,
         reason = "a machine is made by the programs that a person would use"
     )]
-    pub fn start(node: &'lab Node) -> Result<Machine<'lab>> {
+    pub fn bare(node: &'lab Node) -> Result<Machine<'lab>> {
         sweep();
         let script = node.dir().join("machine.sh");
         fs::write(&script, include_str!("machine.sh"))?;
@@ -48,7 +55,6 @@ impl<'lab> Machine<'lab> {
         let outside = node.namespace().within(|| command.spawn())??;
         let mut machine = Machine { node, name, first: 0, outside, services: Vec::new() };
         machine.first = wait_for("the machine to be up", PATIENCE, || machine.first_process())?;
-        machine.install()?;
         Ok(machine)
     }
 
@@ -63,7 +69,8 @@ impl<'lab> Machine<'lab> {
         Ok(first)
     }
 
-    fn install(&self) -> Result<()> {
+    /// Installs our plugins.
+    pub fn install(&self) -> Result<()> {
         let flannelctl = Binaries::find()?.flanneld.with_file_name("flannelctl");
         self.run(&[&flannelctl.display().to_string(), "cni", "install"]).map(drop)
     }
@@ -128,12 +135,18 @@ impl<'lab> Machine<'lab> {
         self.command(command).output().with_context(|| format!("running {}", command.join(" ")))
     }
 
+    /// The words that, put before those of a command, run it on this machine.
+    pub fn entrance(&self) -> Vec<String> {
+        let target = format!("--target={}", self.first);
+        let words = ["nsenter", &target, "--mount", "--pid", "--net", "--ipc", "--uts", "--cgroup", "--"];
+        words.map(str::to_owned).to_vec()
+    }
+
     #[expect(clippy::disallowed_methods, reason = "stories run the very programs a person would")]
     fn command(&self, command: &[&str]) -> Command {
-        let mut nsenter = Command::new("nsenter");
-        nsenter.args(["--target", &self.first.to_string()]);
-        nsenter.args(["--mount", "--pid", "--net", "--ipc", "--uts", "--cgroup", "--"]);
-        nsenter.args(command).current_dir("/").env_remove("NOTIFY_SOCKET");
+        let entrance = self.entrance();
+        let mut nsenter = Command::new(&entrance[0]);
+        nsenter.args(&entrance[1..]).args(command).current_dir("/").env_remove("NOTIFY_SOCKET");
         nsenter.env("PATH", "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin");
         nsenter
     }
@@ -185,7 +198,7 @@ fn hierarchies() -> Vec<PathBuf> {
 
 /// Removes the cgroups of machines whose test was killed: they are named after a network namespace that
 /// is gone, the lab having been swept away.
-fn sweep() {
+pub fn sweep() {
     for hierarchy in hierarchies() {
         for entry in fs::read_dir(&hierarchy).into_iter().flatten().flatten() {
             let name = entry.file_name();

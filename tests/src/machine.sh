@@ -46,15 +46,23 @@ hostname "${name##*-}"
 mkdir -p "$dir/machine"
 mount -t tmpfs tmpfs "$dir/machine"
 cd "$dir/machine"
-mkdir run run/flannel lib etc work opt tmp
+mkdir run run/flannel lib log etc work opt tmp
 mount --bind "$dir/run/flannel" run/flannel
 mount -t overlay overlay -o lowerdir=/etc,upperdir=etc,workdir=work /etc
 mount --bind lib /var/lib
+mount --bind log /var/log
 mount --bind opt /opt
 mount --bind tmp /tmp
 mount --rbind run /run
 # Configurations that the machine below us may have, and this one must not.
 rm -rf /etc/cni /etc/containerd /etc/docker
+# A kubelet sets these as it wants them, and they are the whole machine's: it finds them as it wants them.
+for setting in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 \
+	kernel/keys/root_maxkeys=1000000 kernel/keys/root_maxbytes=25000000; do
+	value=$(mktemp setting.XXXXXX)
+	echo "${setting#*=}" >"$value"
+	mount --bind "$value" "/proc/sys/${setting%=*}"
+done
 cd /
 echo ready >/run/ready
 # The first process takes in orphans.

@@ -26,7 +26,7 @@ const PORT: u16 = 6443;
 const ETCD: &str = "http://127.0.0.1:2479";
 const ETCD_PEERS: &str = "http://127.0.0.1:2480";
 /// The cluster's services; the first address is the API server's own.
-const SERVICES: &str = "10.96.0.0/16";
+pub(crate) const SERVICES: &str = "10.96.0.0/16";
 const OWN_SERVICE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1));
 /// Where flannel's manifest puts everything, and under which account it runs.
 const FLANNEL_NAMESPACE: &str = "kube-flannel";
@@ -225,6 +225,11 @@ impl ApiServer {
     /// [`ApiServer::service_account`].
     pub fn flannel_kubeconfig(&self) -> PathBuf {
         self.dir.join("flannel.kubeconfig")
+    }
+
+    /// The text of a kubeconfig with the rights of a user, perhaps one of a group, by a client certificate.
+    pub fn kubeconfig_for(&self, user: &str, group: Option<&str>) -> Result<String> {
+        Ok(self.kubeconfig(user, &certificate_of(&self.authority.client(user, group)?)))
     }
 
     /// A directory with `token`, `ca.crt` and `namespace`, as a pod of flannel's finds them.
