@@ -101,7 +101,7 @@ pub(crate) struct Shape {
     #[arg(long, default_value_t = 3)]
     nodes: usize,
     /// The backend.
-    #[arg(long, default_value = "vxlan", value_parser = ["vxlan", "host-gw", "alloc"])]
+    #[arg(long, default_value = "vxlan", value_parser = ["vxlan", "host-gw", "udp", "alloc"])]
     backend: String,
     /// IPv6 only.
     #[arg(long, conflicts_with = "dual")]
@@ -121,6 +121,7 @@ impl Shape {
     fn topology(&self) -> Topology {
         let backend = match self.backend.as_str() {
             "host-gw" => Backend::HostGw,
+            "udp" => Backend::Udp,
             "alloc" => Backend::Alloc,
             _ => Backend::Vxlan,
         };

@@ -35,6 +35,8 @@ pub enum Step {
     Lease,
     /// The node's own devices and rules are in the kernel.
     Node,
+    /// The data path of the udp backend is open, or the network needs none.
+    DataPath,
     /// The first complete set of peers is in the kernel.
     Peers,
     /// `subnet.env` is written.
@@ -42,8 +44,15 @@ pub enum Step {
 }
 
 impl Step {
-    const ALL: [Step; 6] =
-        [Step::Network, Step::Interface, Step::Lease, Step::Node, Step::Peers, Step::SubnetFile];
+    const ALL: [Step; 7] = [
+        Step::Network,
+        Step::Interface,
+        Step::Lease,
+        Step::Node,
+        Step::DataPath,
+        Step::Peers,
+        Step::SubnetFile,
+    ];
 
     fn words(self) -> &'static str {
         match self {
@@ -51,6 +60,7 @@ impl Step {
             Step::Interface => "an interface to the other nodes",
             Step::Lease => "a lease for this node",
             Step::Node => "this node's devices and firewall rules in the kernel",
+            Step::DataPath => "the data path between this node's device and its UDP socket",
             Step::Peers => "the first complete set of peers in the kernel",
             Step::SubnetFile => "the subnet file",
         }

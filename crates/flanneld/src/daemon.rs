@@ -17,6 +17,7 @@ use crate::instance::Instance;
 use crate::node::Node;
 use crate::notify::Systemd;
 use crate::settings::Settings;
+use crate::tunnel::Tunnel;
 
 /// Runs flanneld until a signal asks it to end, which leaves everything in the kernel as it is, or
 /// until it cannot go on.
@@ -42,7 +43,8 @@ pub async fn run(mut settings: Settings) -> anyhow::Result<()> {
         }
     };
     let systemd = Systemd::from_environment();
-    let node = Node { settings: &settings, store: &store, board: &board, systemd: &systemd };
+    let tunnel = Tunnel::default();
+    let node = Node { settings: &settings, store: &store, board: &board, systemd: &systemd, tunnel: &tunnel };
     let ended = tokio::select! {
         name = signals.first() => {
             tracing::info!("{name}: ending; devices, routes and rules stay as they are");

@@ -33,5 +33,6 @@ pub mod schedule;
 pub mod settings;
 pub mod snapshot;
 pub mod surroundings;
+pub mod tunnel;
 pub mod vtep_mac;
 pub mod whole_file;

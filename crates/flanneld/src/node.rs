@@ -27,6 +27,7 @@ use crate::reconcile::{Inputs, Manner, Reconciler};
 use crate::retry::Retry;
 use crate::settings::Settings;
 use crate::snapshot::Snapshot;
+use crate::tunnel::{self, Tunnel};
 use crate::vtep_mac;
 
 /// How long a store may keep us from starting when there is a snapshot to start from.
@@ -47,6 +48,8 @@ pub struct Node<'a> {
     pub board: &'a Board,
     /// Whom to tell when ready.
     pub systemd: &'a Systemd,
+    /// The data path, for networks that have one.
+    pub tunnel: &'a Tunnel,
 }
 
 /// What a node starts from.
@@ -181,6 +184,13 @@ impl Node<'_> {
         // Another flannel on the host may need the same object with something else in it.
         let alone = settings.options.instance.is_default();
         let next_hop_objects = alone && !settings.plain_routes && nexthop::supported(kernel.socket())?;
+        let tunnel = tunnel::Inputs {
+            external: channels.external.subscribe(),
+            intent: channels.intent.subscribe(),
+            leases: leases.clone(),
+            remembered: remembered_leases.clone(),
+            kernel_changed: channels.notifications.anything.subscribe(),
+        };
         let reconciler = Reconciler::new(
             (kernel, Linux::open()?),
             Inputs {
@@ -210,6 +220,7 @@ impl Node<'_> {
         tokio::select! {
             never = channels.notifications.count(&links, channels.external.subscribe()) => match never {},
             never = follow => match never {},
+            never = self.tunnel.serve(config, tunnel, board) => match never {},
             never = self.compose(config, macs, &channels) => match never {},
             () = reconciler.run() => anyhow::bail!("the reconciler has ended, which it never does by itself"),
             ended = own_lease::hold(

@@ -203,6 +203,31 @@ pub fn by_index(socket: &mut Socket, index: u32) -> Result<Option<Link>, KernelE
     one(socket, || format!("look up device number {index}"), |body| header(body, index, 0, 0))
 }
 
+/// How many packets a device dropped instead of sending them; none if there is no such device.
+pub fn sending_drops(socket: &mut Socket, name: LinkName) -> Result<Option<u64>, KernelError> {
+    // `tx_dropped` of `struct rtnl_link_stats64`.
+    const AT: usize = 7 * 8;
+    let asked = socket.ask(
+        libc::RTM_GETLINK,
+        0,
+        |body| {
+            header(body, 0, 0, 0);
+            body.text(libc::IFLA_IFNAME, name.as_str());
+        },
+        |found: &mut Option<u64>, answer| {
+            let statistics = attributes(answer.payload.get(16..).unwrap_or_default())
+                .find(|(kind, _)| *kind == libc::IFLA_STATS64)
+                .and_then(|(_, value)| value.get(AT..AT + 8)?.try_into().ok());
+            *found = statistics.map(u64::from_ne_bytes).or(*found);
+            Ok(())
+        },
+    );
+    match asked {
+        Err(error) if error.errno() == Some(Errno::NODEV) => Ok(None),
+        other => other.doing(|| format!("read the counters of {name}")),
+    }
+}
+
 fn one(
     socket: &mut Socket,
     doing: impl FnOnce() -> String,

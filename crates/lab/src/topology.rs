@@ -37,6 +37,8 @@ pub enum Backend {
     Vxlan,
     /// `host-gw`
     HostGw,
+    /// `udp`
+    Udp,
     /// `alloc`
     Alloc,
 }
@@ -69,6 +71,7 @@ impl Backend {
         match self {
             Backend::Vxlan => "vxlan",
             Backend::HostGw => "host-gw",
+            Backend::Udp => "udp",
             Backend::Alloc => "alloc",
         }
     }
@@ -110,6 +113,11 @@ impl Topology {
     /// Nodes with the host-gw backend.
     pub fn host_gw(nodes: usize) -> Topology {
         Topology::new(nodes, Backend::HostGw)
+    }
+
+    /// Nodes with the udp backend.
+    pub fn udp(nodes: usize) -> Topology {
+        Topology::new(nodes, Backend::Udp)
     }
 
     /// Nodes with the alloc backend.

@@ -191,6 +191,17 @@ pub struct Snapshot {
     pub device_drops: u64,
 }
 
+impl Snapshot {
+    /// With what was counted after: of a data path that was opened anew.
+    pub fn and(mut self, later: Snapshot) -> Snapshot {
+        self.outgoing += later.outgoing;
+        self.incoming += later.incoming;
+        self.socket_overflows += later.socket_overflows;
+        self.device_drops = later.device_drops.max(self.device_drops);
+        self
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

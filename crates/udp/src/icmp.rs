@@ -28,7 +28,12 @@ pub(crate) enum Unreachable {
 }
 
 /// The answer to a packet, from our own address; none where none is due.
-pub(crate) fn answer(why: Unreachable, packet: &[u8], header: &Header, own: Option<IpAddr>) -> Option<Vec<u8>> {
+pub(crate) fn answer(
+    why: Unreachable,
+    packet: &[u8],
+    header: &Header,
+    own: Option<IpAddr>,
+) -> Option<Vec<u8>> {
     let packet = packet.get(..header.length)?;
     if header.fragment == Fragment::Later || is_not_answered(why, packet, header) {
         return None;

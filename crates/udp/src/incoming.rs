@@ -193,10 +193,9 @@ impl Incoming {
         let frame = &mut self.frames[self.used];
         self.used += 1;
         let octets = &self.octets[packet.clone()];
-        frame.open = flow.filter(|flow| flow.begins(octets)).map(|flow| Flow {
-            sequence: flow.sequence.wrapping_add(flow.size as u32),
-            ..flow
-        });
+        frame.open = flow
+            .filter(|flow| flow.begins(octets))
+            .map(|flow| Flow { sequence: flow.sequence.wrapping_add(flow.size as u32), ..flow });
         frame.virtio = Virtio::default();
         if let Some(flow) = flow {
             let place = if flow.header.protocol == TCP { 16 } else { 6 };
@@ -293,7 +292,8 @@ impl Incoming {
             }
             // The checksum was right: the kernel need not look again, and completes it where it is
             // wanted. Until then the field holds the sum of the pseudo header.
-            let addresses = if ipv4 { Sum::default().add(&ip[12..20]) } else { Sum::default().add(&ip[8..40]) };
+            let addresses =
+                if ipv4 { Sum::default().add(&ip[12..20]) } else { Sum::default().add(&ip[8..40]) };
             let partial = addresses.add_u16(u16::from(protocol)).add_u16(upper as u16).partial();
             let place = usize::from(place);
             above[place..place + 2].copy_from_slice(&partial);
@@ -302,9 +302,7 @@ impl Incoming {
 
     /// What is to be written: for each frame the header in front of it, how many packets it is, and
     /// its octets in pieces.
-    pub(crate) fn frames(
-        &self,
-    ) -> impl Iterator<Item = (Virtio, usize, usize, impl Iterator<Item = &[u8]>)> {
+    pub(crate) fn frames(&self) -> impl Iterator<Item = (Virtio, usize, usize, impl Iterator<Item = &[u8]>)> {
         self.frames[..self.used].iter().map(|frame| {
             let pieces = frame.pieces.iter().map(|range| &self.octets[range.clone()]);
             (frame.virtio, frame.pieces.len(), frame.length, pieces)

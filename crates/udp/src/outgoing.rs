@@ -242,7 +242,8 @@ impl Outgoing {
             if left == 0 {
                 let begun: usize = datagrams.iter().map(|datagram| datagram.octets).sum();
                 left = bundle.segment.min(bundle.octets - begun);
-                let single = Bundle { segment: left, count: 1, octets: left, pieces: at..at, ..bundle.clone() };
+                let single =
+                    Bundle { segment: left, count: 1, octets: left, pieces: at..at, ..bundle.clone() };
                 datagrams.push(single);
             }
             left = left.saturating_sub(length);

@@ -201,7 +201,14 @@ pub(crate) mod sample {
     }
 
     /// A TCP segment with a time stamp option and a right checksum.
-    pub(crate) fn tcp(source: IpAddr, destination: IpAddr, id: u16, seq: u32, flags: u8, data: &[u8]) -> Vec<u8> {
+    pub(crate) fn tcp(
+        source: IpAddr,
+        destination: IpAddr,
+        id: u16,
+        seq: u32,
+        flags: u8,
+        data: &[u8],
+    ) -> Vec<u8> {
         let mut segment = Vec::new();
         segment.extend(40000u16.to_be_bytes());
         segment.extend(5201u16.to_be_bytes());

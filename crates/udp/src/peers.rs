@@ -276,10 +276,12 @@ mod tests {
 
     fn subnet() -> impl Strategy<Value = IpNet> {
         // Few bits, so that they nest and repeat.
-        let ipv4 = (0u32..64, 24u8..=32)
-            .prop_map(|(low, length)| IpNet::V4(Ipv4Net::new(Ipv4Addr::from_bits(0x0a00_0000 | low << 2), length).unwrap().trunc()));
-        let ipv6 = (0u128..64, 120u8..=128)
-            .prop_map(|(low, length)| IpNet::V6(Ipv6Net::new(Ipv6Addr::from_bits(0xfd << 120 | low << 2), length).unwrap().trunc()));
+        let ipv4 = (0u32..64, 24u8..=32).prop_map(|(low, length)| {
+            IpNet::V4(Ipv4Net::new(Ipv4Addr::from_bits(0x0a00_0000 | low << 2), length).unwrap().trunc())
+        });
+        let ipv6 = (0u128..64, 120u8..=128).prop_map(|(low, length)| {
+            IpNet::V6(Ipv6Net::new(Ipv6Addr::from_bits(0xfd << 120 | low << 2), length).unwrap().trunc())
+        });
         prop_oneof![ipv4, ipv6]
     }
 

@@ -1,0 +1,216 @@
+//! The data path of the `udp` backend: opened when its device is there, opened anew when the device or
+//! the address is another, and told who has which pod subnet.
+//!
+//! Who has what is told straight from the leases, as soon as they change: the table is no kernel
+//! object, so there is nothing to look at and nothing that could refuse.
+
+use std::convert::Infallible;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use fabric::backend::Backend;
+use fabric::backend::udp::Udp;
+use fabric::config::NetworkConfig;
+use fabric::host::ExternalInterface;
+use fabric::lease::LeaseSet;
+use fabric::plan::Intent;
+use tokio::sync::{Notify, watch};
+use udp::{DataPath, Peers, Settings, Snapshot};
+
+use crate::board::{Board, Step};
+use crate::retry::Retry;
+
+/// With more changed leases than this, the whole table is made anew.
+const BULK: usize = 1024;
+
+/// The data path, if the network has one; a cheap handle.
+#[derive(Debug, Default, Clone)]
+pub struct Tunnel {
+    peers: Arc<Peers>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    path: Option<DataPath>,
+    /// What those counted that are no more; none if there never was one.
+    past: Option<Snapshot>,
+}
+
+/// What the data path depends on.
+#[derive(Debug)]
+pub struct Inputs {
+    /// The interface to the other nodes.
+    pub external: watch::Receiver<ExternalInterface>,
+    /// What the node wants; none until it has a lease.
+    pub intent: watch::Receiver<Option<Intent>>,
+    /// The leases of the store; none until the first list is complete.
+    pub leases: watch::Receiver<Option<LeaseSet>>,
+    /// The leases of the last run, for until then.
+    pub remembered: Option<LeaseSet>,
+    /// Changes whenever the kernel says that something changed.
+    pub kernel_changed: watch::Receiver<u64>,
+}
+
+impl Tunnel {
+    /// Carries packets until dropped, if the network's backend is `udp`.
+    pub async fn serve(&self, config: &NetworkConfig, inputs: Inputs, board: &Board) -> Infallible {
+        let Backend::Udp(udp) = &config.backend else {
+            board.done(Step::DataPath);
+            // Lest the leases of the last run stay in memory.
+            drop(inputs);
+            return std::future::pending().await;
+        };
+        let Inputs { external, intent, leases, remembered, kernel_changed } = inputs;
+        tokio::select! {
+            never = self.follow(intent, leases, remembered) => never,
+            never = self.carry((udp, config), external, kernel_changed, board) => never,
+        }
+    }
+
+    /// What was counted since flanneld started; none if there is no data path.
+    pub fn snapshot(&self) -> Option<Snapshot> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = state.path.as_ref().map(DataPath::snapshot);
+        match (state.past, now) {
+            (Some(past), Some(now)) => Some(past.and(now)),
+            (past, now) => now.or(past),
+        }
+    }
+
+    /// Keeps a data path open.
+    async fn carry(
+        &self,
+        (udp, config): (&Udp, &NetworkConfig),
+        mut external: watch::Receiver<ExternalInterface>,
+        mut kernel_changed: watch::Receiver<u64>,
+        board: &Board,
+    ) -> Infallible {
+        board.wait_for(Step::Node).await;
+        let mut retry = Retry::new("open the data path");
+        loop {
+            let settings = settings(udp, config, &external.borrow_and_update());
+            kernel_changed.mark_unchanged();
+            let ended = Arc::new(Notify::new());
+            let opened = {
+                let (settings, peers, ended) =
+                    (settings.clone(), Arc::clone(&self.peers), Arc::clone(&ended));
+                let start = move || {
+                    DataPath::start(&settings, &peers, move |error| {
+                        tracing::warn!("{error}");
+                        ended.notify_one();
+                    })
+                };
+                tokio::task::spawn_blocking(start).await
+            };
+            let problem = match opened {
+                Ok(Ok(path)) => {
+                    self.replace(Some(path)).await;
+                    board.failing("udp", []);
+                    board.done(Step::DataPath);
+                    retry = Retry::new("open the data path");
+                    tokio::select! {
+                        () = ended.notified() => "the device is gone".to_owned(),
+                        () = other_settings(&mut external, &settings, (udp, config)) => {
+                            self.replace(None).await;
+                            continue;
+                        }
+                    }
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(panicked) => panicked.to_string(),
+            };
+            self.replace(None).await;
+            board.failing("udp", [(problem.clone(), "pods reach no other node until then".to_owned())]);
+            tokio::select! {
+                () = retry.pause(&problem) => {}
+                // A device that is made anew, an address that comes back.
+                _ = kernel_changed.changed() => {}
+            }
+        }
+    }
+
+    async fn replace(&self, path: Option<DataPath>) {
+        let before = {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = std::mem::replace(&mut state.path, path);
+            if let Some(before) = &before {
+                let ended = before.snapshot();
+                state.past = Some(state.past.map_or(ended, |past| past.and(ended)));
+            }
+            before
+        };
+        // Waits for its threads.
+        let _ = tokio::task::spawn_blocking(move || drop(before)).await;
+    }
+
+    /// Keeps the table of peers equal to the leases.
+    async fn follow(
+        &self,
+        mut intent: watch::Receiver<Option<Intent>>,
+        mut leases: watch::Receiver<Option<LeaseSet>>,
+        mut remembered: Option<LeaseSet>,
+    ) -> Infallible {
+        let mut told: Option<(Intent, LeaseSet)> = None;
+        loop {
+            let wanted = intent.borrow_and_update().clone();
+            let known = leases.borrow_and_update().clone();
+            if known.is_some() {
+                remembered = None;
+            }
+            let known = known.or_else(|| remembered.clone());
+            if let (Some(wanted), Some(known)) = (wanted, known) {
+                match &told {
+                    Some((before, last)) if *before == wanted && last.distance(&known, BULK) < BULK => {
+                        let (gone, come) = wanted.plans_between(last, &known);
+                        self.peers.change(gone.dataplane.tunnel.into_keys(), come.dataplane.tunnel);
+                    }
+                    _ => self.tell_all(wanted.clone(), known.clone()).await,
+                }
+                told = Some((wanted, known));
+            }
+            tokio::select! {
+                changed = intent.changed() => if changed.is_err() { return std::future::pending().await },
+                changed = leases.changed() => if changed.is_err() { return std::future::pending().await },
+            }
+        }
+    }
+
+    async fn tell_all(&self, intent: Intent, leases: LeaseSet) {
+        let peers = Arc::clone(&self.peers);
+        let tell = move || peers.replace(intent.host.own, intent.plan(&leases).dataplane.tunnel);
+        if let Err(panicked) = tokio::task::spawn_blocking(tell).await {
+            tracing::error!(%panicked, "telling the data path its peers");
+        }
+    }
+}
+
+/// Waits until the interface asks for other settings.
+async fn other_settings(
+    external: &mut watch::Receiver<ExternalInterface>,
+    now: &Settings,
+    (udp, config): (&Udp, &NetworkConfig),
+) {
+    loop {
+        if external.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        if settings(udp, config, &external.borrow_and_update()) != *now {
+            return;
+        }
+    }
+}
+
+/// Compatibility: the socket is bound to the interface's address, as in the original, whatever address
+/// peers are told.
+fn settings(udp: &Udp, config: &NetworkConfig, external: &ExternalInterface) -> Settings {
+    let port = udp.port;
+    let ipv4 = config.ipv4.map(|_| external.ipv4.unwrap_or(Ipv4Addr::UNSPECIFIED).into());
+    let ipv6 = config.ipv6.map(|_| external.ipv6.unwrap_or(Ipv6Addr::UNSPECIFIED).into());
+    Settings {
+        link: udp.link(),
+        mtu: config.backend.mtu(config, external),
+        listen: ipv4.into_iter().chain(ipv6).map(|ip| SocketAddr::new(ip, port)).collect(),
+        any_source: udp.any_source,
+    }
+}

@@ -1,0 +1,264 @@
+//! [`DataPath`]: the threads between device and sockets, from their start to their end.
+//!
+//! Each queue of the device has a thread that reads it and one for each socket that writes to it, and
+//! sockets of its own on the common port. The kernel puts all packets of one flow into one queue, and
+//! all datagrams of one node into one socket, so that no flow is ever in two threads that could
+//! overtake each other.
+
+use std::net::SocketAddr;
+use std::num::NonZero;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::{self, JoinHandle};
+
+use fabric::link_name::LinkName;
+use kernel::netlink::{self, Protocol};
+use kernel::tun::{self, Offload};
+use rustix::event::EventfdFlags;
+use rustix::io::Errno;
+
+use crate::counters::{Counters, Snapshot, Traffic};
+use crate::error::UdpError;
+use crate::outgoing::Families;
+use crate::peers::Peers;
+use crate::receiver::Receiver;
+use crate::sender::Sender;
+use crate::socket::{Sharing, Socket};
+
+/// More queues than this were never seen to pay off.
+const MOST_QUEUES: usize = 4;
+
+/// What a data path connects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The device, which is there.
+    pub link: LinkName,
+    /// Its MTU.
+    pub mtu: u32,
+    /// Where to listen: one address for each family of nodes. Peers are sent to on the same port.
+    pub listen: Vec<SocketAddr>,
+    /// Whether packets of any source are taken from anybody, and for anybody.
+    pub any_source: bool,
+}
+
+/// A data path at work. Dropping it ends it; the device stays.
+#[derive(Debug)]
+pub struct DataPath {
+    link: LinkName,
+    stop: Arc<OwnedFd>,
+    sockets: Vec<Arc<Socket>>,
+    threads: Vec<JoinHandle<()>>,
+    outgoing: Vec<Arc<Counters>>,
+    incoming: Vec<Arc<Counters>>,
+    offloads: Offloads,
+    segmentation: Arc<AtomicBool>,
+}
+
+/// What the kernel does for the data path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offloads {
+    /// How many queues the device has.
+    pub queues: usize,
+    /// Whether pods' TCP streams cross the device uncut.
+    pub tcp: bool,
+    /// Whether pods' UDP datagrams do (Linux 6.2).
+    pub udp: bool,
+    /// Whether datagrams are handed to the kernel many in one (Linux 4.18, and a willing device).
+    pub segmentation: bool,
+    /// Whether they are taken from it many in one (Linux 5.0).
+    pub receive: bool,
+}
+
+impl DataPath {
+    /// Opens device and sockets and lets packets flow. `ended` is called once for each thread that ends
+    /// by itself, with the reason: the device was deleted, most likely.
+    pub fn start(
+        settings: &Settings,
+        peers: &Arc<Peers>,
+        ended: impl Fn(UdpError) + Send + Sync + 'static,
+    ) -> Result<DataPath, UdpError> {
+        let features = tun::features()?;
+        let most = if features.multi_queue { MOST_QUEUES } else { 1 };
+        let count = thread::available_parallelism().map_or(1, NonZero::get).min(most);
+        let sockets = bind(&settings.listen, count)?;
+        let (queues, tcp, udp) = open_queues(settings.link, count, features)?;
+        let mut path = DataPath {
+            link: settings.link,
+            stop: Arc::new(
+                rustix::event::eventfd(0, EventfdFlags::CLOEXEC)
+                    .map_err(UdpError::system("make an event file"))?,
+            ),
+            offloads: Offloads {
+                queues: count,
+                tcp,
+                udp,
+                segmentation: sockets.iter().flatten().all(|socket| socket.gso),
+                receive: sockets.iter().flatten().all(|socket| socket.gro),
+            },
+            sockets: sockets.iter().flatten().map(Arc::clone).collect(),
+            threads: Vec::new(),
+            outgoing: Vec::new(),
+            incoming: Vec::new(),
+            segmentation: Arc::new(AtomicBool::new(false)),
+        };
+        path.segmentation.store(path.offloads.segmentation, Relaxed);
+        path.log_offloads();
+        let ended: Ended = Arc::new(ended);
+        for (at, (queue, sockets)) in queues.into_iter().zip(sockets).enumerate() {
+            path.start_queue(
+                at,
+                Arc::new(queue),
+                sockets,
+                (settings, peers, features.virtio_header, &ended),
+            )?;
+        }
+        Ok(path)
+    }
+
+    fn start_queue(
+        &mut self,
+        at: usize,
+        queue: Arc<OwnedFd>,
+        sockets: Vec<Arc<Socket>>,
+        (settings, peers, virtio, ended): (&Settings, &Arc<Peers>, bool, &Ended),
+    ) -> Result<(), UdpError> {
+        let place = |ipv4| settings.listen.iter().position(|address| address.is_ipv4() == ipv4);
+        // A family of pods travels over the same family of nodes.
+        let (ipv4, ipv6) = (place(true), place(false));
+        let families = Families { ipv4: ipv4.is_some(), ipv6: ipv6.is_some() };
+        for (family, socket) in sockets.iter().enumerate() {
+            let receiver = Receiver {
+                socket: Arc::clone(socket),
+                queue: Arc::clone(&queue),
+                peers: Arc::clone(peers),
+                counters: Arc::default(),
+                families,
+                any_source: settings.any_source,
+                virtio,
+                udp_segments: self.offloads.udp,
+                mtu: settings.mtu as usize,
+            };
+            self.incoming.push(Arc::clone(&receiver.counters));
+            let name = format!("udp-in-{at}.{family}");
+            self.threads.push(spawn(name, settings.link, Arc::clone(ended), move || receiver.run())?);
+        }
+        let sender = Sender {
+            queue,
+            sockets,
+            ipv4,
+            ipv6,
+            peers: Arc::clone(peers),
+            counters: Arc::default(),
+            families,
+            virtio,
+            segmentation: Arc::clone(&self.segmentation),
+            stop: Arc::clone(&self.stop),
+        };
+        self.outgoing.push(Arc::clone(&sender.counters));
+        let name = format!("udp-out-{at}");
+        self.threads.push(spawn(name, settings.link, Arc::clone(ended), move || sender.run())?);
+        Ok(())
+    }
+
+    /// What was counted so far.
+    pub fn snapshot(&self) -> Snapshot {
+        let sum = |counters: &[Arc<Counters>]| {
+            let mut sum = Traffic::default();
+            counters.iter().for_each(|counters| sum += counters.traffic());
+            sum
+        };
+        // A device that is gone has dropped nothing that could still be counted.
+        let device_drops = netlink::Socket::open(Protocol::Route)
+            .ok()
+            .and_then(|mut socket| kernel::link::sending_drops(&mut socket, self.link).ok().flatten());
+        Snapshot {
+            outgoing: sum(&self.outgoing),
+            incoming: sum(&self.incoming),
+            socket_overflows: self.sockets.iter().map(|socket| socket.overflows()).sum(),
+            device_drops: device_drops.unwrap_or(0),
+        }
+    }
+
+    /// What the kernel does for us, as far as is known by now.
+    pub fn offloads(&self) -> Offloads {
+        Offloads { segmentation: self.segmentation.load(Relaxed), ..self.offloads }
+    }
+
+    fn log_offloads(&self) {
+        let Offloads { queues, tcp, udp, segmentation, receive } = self.offloads;
+        tracing::info!(queues, "the data path of {} is open", self.link);
+        for (works, what) in [
+            (tcp, "TCP streams cross the device cut into packets (no virtio header)"),
+            (!tcp || udp, "UDP datagrams cross the device one by one (Linux 6.2 and newer do better)"),
+            (segmentation, "datagrams are sent one by one (no UDP_SEGMENT, which Linux 4.18 has)"),
+            (receive, "datagrams are received one by one (no UDP_GRO, which Linux 5.0 has)"),
+        ] {
+            if !works {
+                tracing::info!("this kernel is slower than others: {what}");
+            }
+        }
+    }
+}
+
+impl Drop for DataPath {
+    fn drop(&mut self) {
+        // An event file takes a number at any time.
+        let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
+        self.sockets.iter().for_each(|socket| socket.shut_down());
+        for thread in self.threads.drain(..) {
+            // One that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+type Ended = Arc<dyn Fn(UdpError) + Send + Sync>;
+
+fn spawn(
+    name: String,
+    link: LinkName,
+    ended: Ended,
+    run: impl FnOnce() -> Result<(), Errno> + Send + 'static,
+) -> Result<JoinHandle<()>, UdpError> {
+    let thread = thread::Builder::new().name(name).spawn(move || {
+        if let Err(errno) = run() {
+            ended(UdpError::System { doing: format!("carry packets of {link} any longer"), errno });
+        }
+    });
+    thread.map_err(|error| UdpError::System {
+        doing: "start a thread of the data path".to_owned(),
+        errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
+    })
+}
+
+/// For each queue a socket for each address.
+fn bind(listen: &[SocketAddr], count: usize) -> Result<Vec<Vec<Arc<Socket>>>, UdpError> {
+    // Sockets that share a port take each other's datagrams without a word. Somebody else's that does
+    // not mind to share is found by one that does.
+    for address in listen {
+        drop(Socket::bind(*address, Sharing::Alone)?);
+    }
+    let sharing = if count > 1 { Sharing::Shared } else { Sharing::Alone };
+    let of_queue = || listen.iter().map(|address| Ok(Arc::new(Socket::bind(*address, sharing)?))).collect();
+    (0..count).map(|_| of_queue()).collect()
+}
+
+/// Opens queues of the device; says which packets cross it uncut, TCP and UDP.
+fn open_queues(
+    link: LinkName,
+    count: usize,
+    features: tun::Features,
+) -> Result<(Vec<OwnedFd>, bool, bool), UdpError> {
+    let netlink = netlink::Socket::open(Protocol::Route)?;
+    let open = |_| tun::queue(&netlink, link, features.multi_queue, features.virtio_header);
+    let queues = (0..count).map(open).collect::<Result<Vec<OwnedFd>, _>>()?;
+    // Of the whole device, whichever queue it is said to; one that is taken over may have others.
+    let set = |offload| tun::set_offload(&queues[0], offload).is_ok();
+    let udp = features.virtio_header && set(Offload::UDP);
+    let tcp = udp || features.virtio_header && set(Offload::TCP);
+    if !tcp {
+        set(Offload::NONE);
+    }
+    Ok((queues, tcp, udp))
+}
