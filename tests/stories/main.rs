@@ -7,6 +7,7 @@ mod address_change;
 mod api_server;
 mod attach;
 mod bad_leases;
+mod cluster_reach;
 mod containerd;
 mod direct_routing;
 mod disk_full;

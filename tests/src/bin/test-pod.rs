@@ -8,7 +8,7 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `GET /` | its host name, and the address that the request came from |
+//! | `GET /` | its name (`$NAME`, or its host name), and the address that the request came from |
 //! | `GET /ask?ADDRESS:PORT` | what that server answers to `GET /`: how the network looks from in here |
 //! | `GET /flow?ADDRESS:PORT` | nothing; from now on it sends a UDP packet there every 5 ms, and opens a TCP connection every 50 ms |
 //! | `GET /flow` | how that went: `udp SENT LOST tcp OPENED FAILED`; ends it |
@@ -95,7 +95,8 @@ fn answer(server: &Server, mut stream: &TcpStream) -> io::Result<()> {
     let target = request.split(' ').nth(1).unwrap_or_default();
     let said = match target.split_once('?').unwrap_or((target, "")) {
         ("/", _) => {
-            let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+            // A pod in the network of its node has that node's host name.
+            let name = env::var("NAME").or_else(|_| fs::read_to_string("/proc/sys/kernel/hostname"))?;
             Ok(format!("{} {}\n", name.trim(), stream.peer_addr()?.ip().to_canonical()))
         }
         ("/ask", whom) => ask(whom),

@@ -151,6 +151,8 @@ impl ApiServer {
             format!("--tls-cert-file={}", file("server.crt")),
             format!("--tls-private-key-file={}", file("server.key")),
             format!("--client-ca-file={}", file("ca.crt")),
+            // Nobody resolves names here.
+            "--kubelet-preferred-address-types=InternalIP".to_owned(),
             format!("--kubelet-client-certificate={}", file("kubelet-client.crt")),
             format!("--kubelet-client-key={}", file("kubelet-client.key")),
             "--service-account-issuer=https://kubernetes.default.svc.cluster.local".to_owned(),

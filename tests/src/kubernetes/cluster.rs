@@ -1,5 +1,6 @@
 //! [`Cluster`]: real nodes on a real API server.
 
+use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -28,6 +29,17 @@ pub struct Shape {
     pub proxy: Proxy,
     /// How flanneld gets onto the nodes.
     pub agent: Agent,
+}
+
+/// Names a flanneld that runs on the nodes as a process instead.
+const AGENT: &str = "FLANNEL_TEST_FLANNELD";
+
+impl Shape {
+    /// With the agent that the environment asks for.
+    pub fn new(proxy: Proxy) -> Shape {
+        let agent = env::var_os(AGENT).map_or(Agent::None, |program| Agent::Process(program.into()));
+        Shape { proxy, agent }
+    }
 }
 
 /// A mode of kube-proxy. There is no IPVS in every kernel.
@@ -114,7 +126,9 @@ impl<'lab> Cluster<'lab> {
             format!("--service-cluster-ip-range={SERVICES}"),
             format!("--root-ca-file={}", file("ca.crt")),
             format!("--service-account-private-key-file={}", file("service-accounts.key")),
-            "--use-service-account-credentials=true".to_owned(),
+            // Nothing is handed out before the last of its controllers has started.
+            "--kube-api-qps=1000".to_owned(),
+            "--kube-api-burst=1000".to_owned(),
             "--leader-elect=false".to_owned(),
             "--bind-address=127.0.0.1".to_owned(),
         ];
@@ -253,10 +267,14 @@ impl Drop for Cluster<'_> {
 
 /// The images of pods, as archives; a machine has no registry.
 fn write_images(lab: &Lab) -> Result<Vec<PathBuf>> {
-    let program = Binaries::find()?.flanneld.with_file_name("test-pod");
     let archive = lab.dir().join("test-pod.tar");
-    image::write_program(&archive, TEST_POD, &program)?;
+    image::write_program(&archive, TEST_POD, &test_pod_program()?)?;
     Ok(vec![archive])
+}
+
+/// The program in the image of test pods.
+pub fn test_pod_program() -> Result<PathBuf> {
+    Ok(Binaries::find()?.flanneld.with_file_name("test-pod"))
 }
 
 /// A machine whose containerd runs and has the images.
