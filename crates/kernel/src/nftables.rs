@@ -153,10 +153,17 @@ impl Nftables {
         })
     }
 
-    /// Deletes those of these chains that are there, with their rules, in one transaction. Rules of
-    /// other chains that jump to them must be gone.
-    pub fn remove_chains(&mut self, table: &TableName, chains: &[&str]) -> Result<(), KernelError> {
+    /// Deletes those of these chains that are there, with their rules, and the rules of the chain `from`
+    /// whose comment is `stale`, in one transaction. Rules of other chains that jump to them must be gone.
+    pub fn remove_chains(
+        &mut self,
+        table: &TableName,
+        chains: &[&str],
+        from: &str,
+        stale: impl Fn(&str) -> bool,
+    ) -> Result<(), KernelError> {
         self.retry(|nftables| {
+            let mut steps = nftables.deletions(table, &[from], &stale)?;
             let mut there = Vec::new();
             for name in chains {
                 there.extend(nftables.chain(table, name)?.map(|_| *name));
@@ -164,7 +171,8 @@ impl Nftables {
             // They may jump to each other: all are emptied before the first is deleted.
             let flush = there.iter().map(|chain| Step::FlushChain(table.clone(), (*chain).to_owned()));
             let delete = there.iter().map(|chain| Step::DeleteChain(table.clone(), (*chain).to_owned()));
-            nftables.run(&flush.chain(delete).collect::<Vec<_>>())
+            steps.extend(flush.chain(delete));
+            nftables.run(&steps)
         })
     }
 

@@ -84,10 +84,12 @@ impl Plugin for Bridge {
     fn gc(&self, request: &Request) -> Result<(), Error> {
         let settings = Settings::parse(request)?;
         let valid = request.config.valid_attachments()?;
-        let links = open_socket().and_then(|mut host| keep_ports(&mut host, &settings, request, &valid));
+        let mut host = open_socket()?;
+        let links = keep_ports(&mut host, &settings, request, &valid);
+        let spoof = spoof::remove_unused(&mut host);
         let masquerade = masquerade::keep_only(request, &valid);
         settings.ipam.tell(Verb::Gc, request)?;
-        links.and(masquerade)
+        links.and(spoof).and(masquerade)
     }
 }
 

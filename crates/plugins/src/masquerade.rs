@@ -129,9 +129,13 @@ pub(crate) fn keep_only(request: &Request, valid: &[Attachment]) -> Result<(), E
     let is_stale =
         |comment: &str| comment.starts_with(&of_network) && !kept.iter().any(|own| comment.starts_with(own));
     match Nftables::open() {
-        Ok(mut nft) => nft
-            .remove_rules(&table_name(), &[CHAIN], is_stale)
-            .map_err(|error| Error::internal(format!("failed to tear down stale ip masquerading: {error}"))),
+        Ok(mut nft) => {
+            let removed = nft.remove_rules(&table_name(), &[CHAIN], is_stale);
+            close_later(nft);
+            removed.map_err(|error| {
+                Error::internal(format!("failed to tear down stale ip masquerading: {error}"))
+            })
+        }
         Err(_) => Ok(()),
     }
 }

@@ -108,10 +108,15 @@ impl Plugin for Portmap {
     fn gc(&self, request: &Request) -> Result<(), Error> {
         let valid = request.config.valid_attachments()?;
         let mut nft = Nftables::open().ok();
-        if let Some(nft) = &mut nft {
-            nftables::keep_only(nft, request, &valid)?;
+        let by_nftables = match &mut nft {
+            Some(nft) => nftables::keep_only(nft, request, &valid),
+            None => Ok(()),
+        };
+        let by_iptables = iptables::keep_only(nft.as_mut(), request, &valid);
+        if let Some(nft) = nft {
+            close_later(nft);
         }
-        iptables::keep_only(nft.as_mut(), request, &valid)
+        by_nftables.and(by_iptables)
     }
 }
 

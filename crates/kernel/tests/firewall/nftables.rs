@@ -487,7 +487,7 @@ fn chains_go_with_their_rules_and_others_stay() {
     }
     let mut nftables = Nftables::open().unwrap();
     let table = name(Family::Bridge, "nat");
-    nftables.remove_chains(&table, &["a", "b"]).unwrap();
+    nftables.remove_chains(&table, &["a", "b"], "PREROUTING", |_| false).unwrap();
     run("nft -f - <<'EOF'
 table bridge nat {
   chain b { ether saddr 02:00:00:00:00:01 return; drop; }
@@ -495,10 +495,9 @@ table bridge nat {
   chain PREROUTING { type filter hook prerouting priority -300; iifname \"v0\" jump a comment \"x\"; }
 }
 EOF");
-    let error = nftables.remove_chains(&table, &["a", "b"]).unwrap_err();
+    let error = nftables.remove_chains(&table, &["a", "b"], "PREROUTING", |_| false).unwrap_err();
     assert_eq!(error.errno().map(|errno| errno.raw_os_error()), Some(libc::EBUSY), "{error}");
-    nftables.remove_rules(&table, &["PREROUTING"], |comment| comment == "x").unwrap();
-    nftables.remove_chains(&table, &["a", "not there", "b"]).unwrap();
+    nftables.remove_chains(&table, &["a", "not there", "b"], "PREROUTING", |comment| comment == "x").unwrap();
     assert_eq!(
         run("nft list table bridge nat"),
         "table bridge nat {\n\tchain PREROUTING {\n\t\ttype filter hook prerouting priority dstnat; policy \

@@ -44,9 +44,17 @@ pub(super) fn ensure_bridge(host: &mut Socket, settings: &Settings) -> Result<Li
         found = link::by_name(host, name).map_err(|error| failed(&error))?;
     }
     let Some(link) = found else { return Err(failed(&"it was deleted meanwhile")) };
-    if !matches!(link.kind, Kind::Bridge { .. }) {
+    let Kind::Bridge { vlan_filtering } = link.kind else {
         return Err(failed(&format_args!("\"{name}\" already exists but is not a bridge"))
             .details("delete that device, or give the bridge another name (\"bridge\")"));
+    };
+    // Pods would be attached as if nothing had been said of VLANs.
+    if settings.has_vlans() && !vlan_filtering {
+        return Err(failed(&format_args!("\"{name}\" already exists and does not sort frames by VLAN"))
+            .details(format!(
+                "switch it on (\"ip link set {name} type bridge vlan_filtering 1\", which holds for all its \
+                 ports), delete the bridge, or name another one (\"bridge\")"
+            )));
     }
     if settings.promiscuous && link.flags & link::PROMISCUOUS == 0 {
         link::set_promiscuous(host, link.index, true).map_err(|error| {

@@ -101,6 +101,11 @@ impl Settings {
         self.vlan.is_some() || self.trunk.is_some()
     }
 
+    /// Whether the attachment is in VLANs.
+    pub(super) fn has_vlans(&self) -> bool {
+        self.vlan.is_some() || self.trunk.as_ref().is_some_and(|ids| !ids.is_empty())
+    }
+
     /// Refuses what cannot be asked for together.
     pub(super) fn check_for_add(&self) -> Result<(), Error> {
         if self.has_ipam() && self.disable_container_interface {

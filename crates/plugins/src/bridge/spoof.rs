@@ -7,12 +7,16 @@ use cni::{Error, Request};
 use fabric::firewall::{
     Chain, ChainKind, Family, Hook, HookPoint, Match, Policy, Rule, Table, TableName, Verdict,
 };
-use kernel::KernelError;
+use kernel::netlink::Socket;
 use kernel::nftables::Nftables;
+use kernel::{KernelError, link};
 
+use crate::masquerade::close_later;
 use crate::veth::Pair;
 
 const PREROUTING: &str = "PREROUTING";
+/// What the comments of all rules begin with.
+const COMMENT: &str = "macspoofchk-";
 
 /// Lets only frames with the container's address through.
 pub(super) fn install(request: &Request, pair: &Pair) -> Result<(), Error> {
@@ -64,14 +68,39 @@ pub(super) fn install(request: &Request, pair: &Pair) -> Result<(), Error> {
 
 /// Takes the rules of an attachment away.
 pub(super) fn remove(request: &Request) -> Result<(), Error> {
-    let names = Names::of(request);
-    let remove = |nft: &mut Nftables| -> Result<(), KernelError> {
-        nft.remove_rules(&table(), &[PREROUTING], |text| text == names.comment)?;
-        nft.remove_chains(&table(), &[&names.iface, &names.mac])
+    let mut nft = Nftables::open().map_err(failed_removal)?;
+    let removed = Names::of(request).remove(&mut nft);
+    close_later(nft);
+    removed.map_err(failed_removal)
+}
+
+/// Takes away the rules of all attachments whose device is gone, whatever their network is: nothing can
+/// come in by it, and no other attachment's device gets its name.
+pub(super) fn remove_unused(host: &mut Socket) -> Result<(), Error> {
+    let mut nft = match Nftables::open() {
+        Ok(nft) => nft,
+        // Then there are none.
+        Err(_) => return Ok(()),
     };
-    Nftables::open()
-        .and_then(|mut nft| remove(&mut nft))
-        .map_err(|error| Error::internal(format!("failed to tear down spoof-check: {error}")))
+    let rules = nft.rules(&table(), PREROUTING).map_err(failed_removal)?;
+    let entries = rules.iter().filter_map(|placed| {
+        let id = placed.rule.comment.as_deref()?.strip_prefix(COMMENT)?;
+        let device = placed.rule.matches.iter().find_map(|condition| match condition {
+            Match::InputLink(name) => Some(name),
+            _ => None,
+        })?;
+        Some((id, device))
+    });
+    // Devices after the rules, since an attachment's device is there first.
+    let links = link::list(host).map_err(failed_removal)?;
+    let unused = entries.filter(|(_, device)| !links.iter().any(|link| link.name.as_str() == *device));
+    let removed = unused.map(|(id, _)| Names::of_id(id).remove(&mut nft)).fold(Ok(()), Result::and);
+    close_later(nft);
+    removed.map_err(failed_removal)
+}
+
+fn failed_removal(error: KernelError) -> Error {
+    Error::internal(format!("failed to tear down spoof-check: {error}"))
 }
 
 fn table() -> TableName {
@@ -87,11 +116,19 @@ struct Names {
 
 impl Names {
     fn of(request: &Request) -> Names {
-        let id = format!("{}-{}", request.environment.container_id, request.environment.ifname);
+        Names::of_id(&format!("{}-{}", request.environment.container_id, request.environment.ifname))
+    }
+
+    fn of_id(id: &str) -> Names {
         Names {
             iface: format!("cni-br-iface-{id}"),
             mac: format!("cni-br-iface-{id}-mac"),
-            comment: format!("macspoofchk-{id}"),
+            comment: format!("{COMMENT}{id}"),
         }
+    }
+
+    fn remove(&self, nft: &mut Nftables) -> Result<(), KernelError> {
+        let chains = [self.iface.as_str(), self.mac.as_str()];
+        nft.remove_chains(&table(), &chains, PREROUTING, |text| text == self.comment)
     }
 }

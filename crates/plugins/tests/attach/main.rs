@@ -14,6 +14,7 @@
 mod chained;
 mod devices;
 mod dhcp;
+mod killed;
 mod node;
 mod ports;
 mod vlans;
@@ -21,13 +22,11 @@ mod vlans;
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::thread;
-use std::time::Duration;
 
 use fabric::LinkName;
 use kernel::{address, link, netns};
 use node::{Call, Node, answer, possible};
-use serde_json::{Value, json};
+use serde_json::json;
 
 const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
@@ -338,45 +337,6 @@ fn gc_takes_away_what_no_attachment_holds() {
     assert_eq!(node.masquerade_rules(), 2);
     node.succeed("DEL", &calls[0]);
     node.assert_nothing_left("cbr0", &["keep", "drop"]);
-}
-
-#[test]
-fn a_hundred_killed_plugins_leave_nothing_that_del_or_gc_does_not_take_away() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
-    let mut config = node.config("1.1.0", "cbr0");
-    config["delegate"]["ipMasq"] = json!(true);
-    let netns = node.pod("all");
-    // A guess of how long an ADD takes, made better as plugins turn out to be done, or not, when killed.
-    let mut length = Duration::from_millis(10);
-    let mut killed = 0;
-    for round in 0..1000_u32 {
-        if killed == 100 {
-            break;
-        }
-        let id = format!("k{round}");
-        let call = Call { config: config.clone(), ..node.attachment(&id, &netns) };
-        let mut child = node.start("ADD", &call);
-        thread::sleep(length * (round % 50) / 50);
-        child.kill().unwrap();
-        if child.wait_with_output().unwrap().status.success() {
-            length = length * 9 / 10;
-        } else {
-            killed += 1;
-            length = length * 51 / 50;
-        }
-        if round % 3 == 0 {
-            let mut gc = call.clone();
-            gc.config["cni.dev/valid-attachments"] = Value::Array(Vec::new());
-            node.succeed("GC", &gc);
-        } else {
-            node.succeed("DEL", &call);
-        }
-        node.assert_nothing_left("cbr0", &["all"]);
-    }
-    assert_eq!(killed, 100, "plugins were done before they were killed");
 }
 
 #[test]

@@ -196,6 +196,25 @@ impl Node {
         self.host.enter(|| Nftables::open().unwrap().rules(&table, "masq_checks").unwrap().len()).unwrap()
     }
 
+    /// How many rules lead ports of the host to pods.
+    fn port_rules(&self) -> usize {
+        let count = |family, chain| {
+            let table = TableName { family, name: "cni_hostport".into() };
+            self.host.enter(|| Nftables::open().unwrap().rules(&table, chain).unwrap().len()).unwrap()
+        };
+        let chains = ["hostports", "hostip_hostports", "masquerading"];
+        chains.map(|chain| count(Family::Ipv4, chain) + count(Family::Ipv6, chain)).iter().sum()
+    }
+
+    /// How many rules check Ethernet addresses, and chains for them.
+    fn spoof_objects(&self) -> usize {
+        let name = TableName { family: Family::Bridge, name: "nat".into() };
+        let tables = self.host.enter(|| Nftables::open().unwrap().list(std::slice::from_ref(&name)).unwrap());
+        let tables = tables.unwrap();
+        let chains = tables.get(&name).map(|table| &table.chains).into_iter().flatten();
+        chains.map(|chain| chain.rules.len() + usize::from(chain.hook.is_none())).sum()
+    }
+
     /// The table that checks Ethernet addresses, as text.
     pub(crate) fn spoof_table(&self) -> String {
         let name = TableName { family: Family::Bridge, name: "nat".into() };
@@ -214,6 +233,8 @@ impl Node {
         assert_eq!(self.leases(network), Vec::<String>::new(), "leases");
         assert_eq!(self.states(), Vec::<String>::new(), "state files");
         assert_eq!(self.masquerade_rules(), 0, "masquerade rules");
+        assert_eq!(self.port_rules(), 0, "rules of host ports");
+        assert_eq!(self.spoof_objects(), 0, "rules of Ethernet addresses");
         for pod in pods {
             let namespace = netns::open(Path::new(&format!("/var/run/netns/{}-{pod}", self.name))).unwrap();
             let links = inside(&namespace, |socket| link::list(socket).unwrap());

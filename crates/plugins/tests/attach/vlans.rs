@@ -142,6 +142,27 @@ fn a_list_of_no_vlans_still_makes_a_bridge_that_sorts() {
 }
 
 #[test]
+fn vlans_of_a_bridge_that_does_not_sort_are_refused_with_the_remedy() {
+    if !possible() {
+        return;
+    }
+    let node = Node::new();
+    // Made by a pod without VLANs.
+    node.succeed("ADD", &layer_2(&node, "a", json!({})));
+    for keys in [json!({"vlan": 100}), json!({"vlanTrunk": [{"id": 42}]})] {
+        let call = layer_2(&node, &keys.to_string().len().to_string(), keys);
+        let error = node.fail("ADD", &call);
+        let msg =
+            "failed to create bridge \"cni0\": \"cni0\" already exists and does not sort frames by VLAN";
+        assert_eq!(error["msg"], msg);
+        assert!(error["details"].as_str().unwrap().contains("type bridge vlan_filtering 1"), "{error}");
+        node.succeed("DEL", &call);
+    }
+    // A list of none asks for nothing.
+    node.succeed("ADD", &layer_2(&node, "b", json!({"vlanTrunk": []})));
+}
+
+#[test]
 fn check_sees_a_vlan_that_was_lost() {
     let Some(node) = sorting_node() else { return };
     let mut call = layer_2(&node, "a", json!({"vlan": 100, "vlanTrunk": [{"id": 200}]}));
