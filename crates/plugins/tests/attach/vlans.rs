@@ -149,8 +149,8 @@ fn vlans_of_a_bridge_that_does_not_sort_are_refused_with_the_remedy() {
     let node = Node::new();
     // Made by a pod without VLANs.
     node.succeed("ADD", &layer_2(&node, "a", json!({})));
-    for keys in [json!({"vlan": 100}), json!({"vlanTrunk": [{"id": 42}]})] {
-        let call = layer_2(&node, &keys.to_string().len().to_string(), keys);
+    for (id, keys) in [("vlan", json!({"vlan": 100})), ("trunk", json!({"vlanTrunk": [{"id": 42}]}))] {
+        let call = layer_2(&node, id, keys);
         let error = node.fail("ADD", &call);
         let msg =
             "failed to create bridge \"cni0\": \"cni0\" already exists and does not sort frames by VLAN";
