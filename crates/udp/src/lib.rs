@@ -22,6 +22,8 @@ mod outgoing;
 mod packet;
 mod peers;
 mod receiver;
+#[cfg(test)]
+mod rig;
 mod sender;
 mod socket;
 mod virtio;
