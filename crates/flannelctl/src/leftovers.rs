@@ -11,7 +11,6 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use fabric::status::Status;
-use ipnet::IpNet;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -20,19 +19,13 @@ pub(crate) use look::look;
 /// What there is on the node, as far as it was allowed to look.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
-    pub(crate) links: Vec<Link>,
+    pub(crate) links: Vec<String>,
     /// The names of the firewall's chains.
     pub(crate) chains: BTreeSet<String>,
     /// The network configurations that a runtime reads, directory by directory.
     pub(crate) configurations: Vec<Configuration>,
     /// Those of [`look::FILES`] that are there.
     pub(crate) files: Vec<PathBuf>,
-}
-
-#[derive(Debug, Clone)]
-pub(crate) struct Link {
-    pub(crate) name: String,
-    pub(crate) addresses: Vec<IpNet>,
 }
 
 #[derive(Debug, Clone)]
@@ -117,14 +110,13 @@ const FLANNELS: [&str; 6] =
 pub(crate) fn recognise(seen: &Seen, status: &Status) -> Vec<Leftover> {
     let mut found: Vec<Leftover> = PROJECTS.iter().filter_map(|project| of_project(seen, project)).collect();
     found.extend(other_flannels(seen, status));
-    found.extend(old_bridge(seen, status));
     found.extend(configurations(seen));
     found
 }
 
 /// The devices and chains of a project.
 fn of_project(seen: &Seen, project: &Project) -> Option<Leftover> {
-    let links = seen.links.iter().map(|link| link.name.as_str()).filter(|name| any(project.links, name));
+    let links = seen.links.iter().map(String::as_str).filter(|name| any(project.links, name));
     let chains = seen.chains.iter().map(String::as_str).filter(|name| any(project.chains, name));
     let parts = [counted("device", links.collect()), counted("chain", chains.collect())];
     let what: Vec<String> = parts.into_iter().flatten().collect();
@@ -149,7 +141,7 @@ fn other_flannels(seen: &Seen, status: &Status) -> Vec<Leftover> {
     let others: Vec<&str> = seen
         .links
         .iter()
-        .map(|link| link.name.as_str())
+        .map(String::as_str)
         .filter(|name| any(&FLANNELS, name) && !ours.iter().any(|own| own == name))
         .collect();
     if status.network.is_some()
@@ -182,23 +174,6 @@ fn other_flannels(seen: &Seen, status: &Status) -> Vec<Leftover> {
         });
     }
     found
-}
-
-/// The bridge of pods, with an address of a subnet that is not this node's (any more).
-fn old_bridge(seen: &Seen, status: &Status) -> Option<Leftover> {
-    let lease = status.lease.as_ref()?;
-    let bridge = seen.links.iter().find(|link| link.name == "cni0")?;
-    let routed = |net: &&IpNet| !matches!(net, IpNet::V6(net) if net.addr().is_unicast_link_local());
-    let of_lease = |net: &IpNet| lease.subnets.iter().any(|subnet| subnet.contains(net));
-    let stray = bridge.addresses.iter().filter(routed).find(|net| !of_lease(&net.trunc()))?;
-    let subnets: Vec<String> = lease.subnets.iter().map(ToString::to_string).collect();
-    Some(Leftover {
-        of: "an earlier subnet of this node",
-        what: format!("cni0 has {stray}, but the lease is {}", subnets.join(" ")),
-        remedy: "new pods cannot be attached to it, and nobody reaches the old ones: delete the pods of this node, then \
-                 `ip link delete cni0`"
-            .to_owned(),
-    })
 }
 
 /// Configurations that the runtime takes instead of flannel's, and those of others that it passes over.
@@ -262,20 +237,18 @@ fn any(patterns: &[&str], name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use fabric::status::{Network, OwnLease};
+    use fabric::status::Network;
 
     use super::*;
 
-    fn link(name: &str, addresses: &[&str]) -> Link {
-        let addresses = addresses.iter().map(|net| net.parse().unwrap()).collect();
-        Link { name: name.to_owned(), addresses }
+    fn links(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
     }
 
     fn node() -> Status {
         Status {
             ready: true,
             network: Some(Network { links: vec!["flannel.1".to_owned()], ..Network::default() }),
-            lease: Some(OwnLease { subnets: vec!["10.244.3.0/24".parse().unwrap()], ..OwnLease::default() }),
             ..Status::default()
         }
     }
@@ -293,13 +266,7 @@ mod tests {
     #[test]
     fn a_node_of_ours_has_no_leftovers() {
         let seen = Seen {
-            links: vec![
-                link("lo", &["127.0.0.1/8"]),
-                link("eth0", &["192.0.2.1/24"]),
-                link("flannel.1", &["10.244.3.0/32"]),
-                link("cni0", &["10.244.3.1/24", "fe80::1/64"]),
-                link("lxcbr0", &["10.0.3.1/24"]),
-            ],
+            links: links(&["lo", "eth0", "flannel.1", "cni0", "lxcbr0"]),
             chains: ["FORWARD", "KUBE-SERVICES", "forward", "DOCKER-USER"].map(str::to_owned).into(),
             configurations: vec![
                 conf("/etc/cni/net.d/00-multus.conf", &["multus"]),
@@ -314,7 +281,7 @@ mod tests {
     #[test]
     fn what_calico_and_cilium_leave_is_counted() {
         let seen = Seen {
-            links: vec![link("cali1a2b", &[]), link("cali3c4d", &[]), link("cilium_host", &[])],
+            links: links(&["cali1a2b", "cali3c4d", "cilium_host"]),
             chains: ["cali-FORWARD"].map(str::to_owned).into(),
             ..Seen::default()
         };
@@ -356,7 +323,7 @@ mod tests {
     #[test]
     fn a_flannel_inside_of_k3s_is_known_by_its_file_and_its_chains() {
         let seen = Seen {
-            links: vec![link("flannel.1", &[]), link("flannel-wg", &[])],
+            links: links(&["flannel.1", "flannel-wg"]),
             chains: ["FLANNEL-FWD", "FLANNEL-POSTRTG"].map(str::to_owned).into(),
             files: vec![look::FILES[0].into()],
             ..Seen::default()
@@ -365,14 +332,5 @@ mod tests {
         assert_eq!(said[0], "another flannel: the device flannel-wg");
         assert_eq!(said[1], "another flannel: 2 chains, such as FLANNEL-FWD");
         assert!(said[2].starts_with("the flannel inside of k3s: the file /var/lib/rancher/k3s"), "{said:?}");
-    }
-
-    #[test]
-    fn the_bridge_of_another_lease_is_told_as_kubeadm_reset_leaves_it() {
-        let seen = Seen { links: vec![link("cni0", &["10.244.1.1/24", "fe80::1/64"])], ..Seen::default() };
-        assert_eq!(
-            said(&seen),
-            ["an earlier subnet of this node: cni0 has 10.244.1.1/24, but the lease is 10.244.3.0/24"]
-        );
     }
 }

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use kernel::netlink::{Protocol, Socket};
 use kernel::nftables::Nftables;
-use kernel::{address, iptables, link};
+use kernel::{iptables, link};
 
-use super::{Configuration, Link, Seen};
+use super::{Configuration, Seen};
 
 /// Where runtimes read network configurations: most of them, k3s, and MicroK8s.
 const DIRECTORIES: [&str; 3] = [
@@ -33,15 +33,9 @@ pub(crate) fn look() -> Seen {
     }
 }
 
-fn links() -> anyhow::Result<Vec<Link>> {
+fn links() -> anyhow::Result<Vec<String>> {
     let mut socket = Socket::open(Protocol::Route)?;
-    let addresses = address::list(&mut socket, None)?;
-    let of = |index| addresses.iter().filter(move |address| address.link == index).map(|address| address.net);
-    let links = link::list(&mut socket)?;
-    Ok(links
-        .iter()
-        .map(|link| Link { name: link.name.to_string(), addresses: of(link.index).collect() })
-        .collect())
+    Ok(link::list(&mut socket)?.iter().map(|link| link.name.to_string()).collect())
 }
 
 /// The files that a runtime considers, in no order.
