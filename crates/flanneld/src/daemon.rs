@@ -14,6 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::board::Board;
 use crate::health;
 use crate::instance::Instance;
+use crate::kubernetes;
 use crate::node::Node;
 use crate::notify::Systemd;
 use crate::settings::Settings;
@@ -62,6 +63,9 @@ pub async fn run(mut settings: Settings) -> anyhow::Result<()> {
         );
     }
     board.last_word(&settings.files.status);
+    if let (Err(error), Some(node)) = (&ended, store.kube_node()) {
+        kubernetes::last_word(&node, error).await;
+    }
     ended
 }
 

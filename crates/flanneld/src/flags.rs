@@ -7,7 +7,7 @@
 //! counts as none, and one that cannot be read is logged and passed over.
 //!
 //! A few variables have no flag: `NODE_NAME`, or `POD_NAME` and `POD_NAMESPACE`, say which node of
-//! Kubernetes this is.
+//! Kubernetes this is; see [`store::KubeOptions`].
 //!
 //! What differs: a bad flag ends with status 2, where the original ends with 0, which a supervisor
 //! takes for success.
@@ -92,7 +92,7 @@ pub struct Flags {
     pub version: bool,
 }
 
-/// The flags about Kubernetes, and the variables that have no flag.
+/// The flags about Kubernetes.
 #[derive(Debug, Clone, Default)]
 pub struct Kube {
     /// `-kube-api-url`
@@ -109,12 +109,6 @@ pub struct Kube {
     pub startup_taints: Vec<String>,
     /// `-allocate-node-cidrs`
     pub allocate: bool,
-    /// `NODE_NAME`
-    pub node_name: String,
-    /// `POD_NAME`
-    pub pod_name: String,
-    /// `POD_NAMESPACE`
-    pub pod_namespace: String,
 }
 
 /// The flags of the original's log library.

@@ -36,6 +36,14 @@ pub struct Wanted {
     pub public_ipv6: Option<Ipv6Addr>,
 }
 
+impl Wanted {
+    /// The same, but for public addresses that take the place of those of the flags.
+    pub fn with_public(&self, ipv4: Option<Ipv4Addr>, ipv6: Option<Ipv6Addr>) -> Wanted {
+        let (public_ipv4, public_ipv6) = (ipv4.or(self.public_ipv4), ipv6.or(self.public_ipv6));
+        Wanted { public_ipv4, public_ipv6, ..self.clone() }
+    }
+}
+
 /// The families that the network has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Families {

@@ -8,6 +8,7 @@
 //! | [`node`] | from the network configuration to a running node |
 //! | [`own_lease`], [`vtep_mac`], [`snapshot`] | what this node keeps |
 //! | [`reconcile`], [`schedule`], [`repair`], [`notifications`] | the kernel follows the leases |
+//! | [`kubernetes`], [`availability`] | what Kubernetes is told beside the lease |
 //! | [`board`], [`health`], [`notify`], [`logging`] | how others see it |
 #![forbid(unsafe_code)]
 
@@ -20,10 +21,12 @@ pub mod flags;
 pub mod health;
 pub mod instance;
 pub mod interface;
+pub mod kubernetes;
 pub mod logging;
 pub mod node;
 pub mod notifications;
 pub mod notify;
+pub mod old_bridge;
 pub mod own_lease;
 mod pass;
 pub mod reconcile;

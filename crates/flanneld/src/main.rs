@@ -44,7 +44,7 @@ fn main() -> ExitCode {
 }
 
 fn run(flags: &Flags) -> anyhow::Result<()> {
-    let settings = Settings::from_flags(flags)?;
+    let settings = Settings::from_flags(flags, |name| std::env::var(name).ok())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use fabric::backend::VtepMacs;
 use fabric::config::NetworkConfig;
 use fabric::host::{ExternalInterface, Host};
 use fabric::lease::{Attributes, LeaseSet};
@@ -13,15 +14,17 @@ use fabric::status::{self, LeaseState};
 use ipnet::IpNet;
 use kernel::nftables::Nftables;
 use kernel::{Linux, nexthop, takeover};
-use store::{Store, StoreError, StoreHealth};
+use store::{PublicAddresses, Store, StoreError, StoreHealth};
 use tokio::sync::watch;
 
 use crate::board::{self, Board, Step};
 use crate::external;
 use crate::firewall;
 use crate::interface::Choice;
+use crate::kubernetes;
 use crate::notifications::Notifications;
 use crate::notify::Systemd;
+use crate::old_bridge;
 use crate::own_lease::{self, Own};
 use crate::reconcile::{Inputs, Manner, Reconciler};
 use crate::retry::Retry;
@@ -59,6 +62,8 @@ struct Start {
     config: NetworkConfig,
     snapshot: Option<Snapshot>,
     from: Origin,
+    /// The public addresses that Kubernetes tells this node to use.
+    told: PublicAddresses,
 }
 
 #[derive(PartialEq, Eq)]
@@ -82,6 +87,7 @@ impl Node<'_> {
         tokio::select! {
             never = self.show_store() => match never {},
             never = self.announce() => match never {},
+            never = self.tell_kubernetes() => match never {},
             ended = async {
                 loop {
                     let mut start = self.start().await;
@@ -107,13 +113,14 @@ impl Node<'_> {
         loop {
             let patience = PATIENCE.saturating_sub(began.elapsed());
             let tried = match &snapshot {
-                Some(_) => tokio::time::timeout(patience, self.store.network_config()).await.ok(),
-                None => Some(self.store.network_config().await),
+                Some(_) => tokio::time::timeout(patience, self.read()).await.ok(),
+                None => Some(self.read().await),
             };
             let away = !matches!(tried, Some(Ok(_) | Err(StoreError::NoNetworkConfig { .. })));
             if away
                 && began.elapsed() >= PATIENCE
                 && let Some(start) = snapshot.as_ref().and_then(from_snapshot)
+                && self.still_configured(&start.config).await
             {
                 tracing::warn!(
                     store = self.store.describe(),
@@ -122,8 +129,8 @@ impl Node<'_> {
                 return start;
             }
             let problem = match tried {
-                Some(Ok(text)) => match NetworkConfig::from_json(&text) {
-                    Ok(config) => return Start { text, config, snapshot, from: Origin::Store },
+                Some(Ok((text, told))) => match NetworkConfig::from_json(&text) {
+                    Ok(config) => return Start { text, config, snapshot, from: Origin::Store, told },
                     Err(error) => error.to_string(),
                 },
                 Some(Err(error)) => error.to_string(),
@@ -140,17 +147,38 @@ impl Node<'_> {
         }
     }
 
+    /// What the store says before there is a lease.
+    async fn read(&self) -> Result<(String, PublicAddresses), StoreError> {
+        let text = self.store.network_config().await?;
+        let told = match self.store.kube_node() {
+            Some(node) => node.public_addresses().await?,
+            None => PublicAddresses::default(),
+        };
+        Ok((text, told))
+    }
+
+    /// Whether the network of the last run is still the one to serve, as far as that can be known while the
+    /// store is away: with Kubernetes it is in a file.
+    async fn still_configured(&self, config: &NetworkConfig) -> bool {
+        if self.store.kube_node().is_none() {
+            return true;
+        }
+        let text = self.store.network_config().await;
+        text.is_ok_and(|text| NetworkConfig::from_json(&text).is_ok_and(|now| now == *config))
+    }
+
     /// Serves one network. Ends where the store turns out to have another configuration than the
     /// snapshot that we started from.
     async fn serve(&self, start: &Start, remembered_leases: Option<LeaseSet>) -> anyhow::Result<()> {
         let Node { settings, store, board, .. } = self;
-        let Start { text, config, snapshot, from } = start;
+        let Start { text, config, snapshot, from, told } = start;
+        let wanted = settings.interface.with_public(told.ipv4, told.ipv6);
         config.warnings.iter().for_each(|warning| tracing::warn!("network configuration: {warning}"));
         board.failing("network", []);
         board.done(Step::Network);
 
-        let choice = external::choose(&settings.interface, config)
-            .context("choosing the interface to the other nodes")?;
+        let choice =
+            external::choose(&wanted, config).context("choosing the interface to the other nodes")?;
         tracing::info!(
             reason = choice.reason,
             "the way to the other nodes is {}",
@@ -204,7 +232,7 @@ impl Node<'_> {
             Board::clone(board),
         );
         let follow = external::follow(
-            &settings.interface,
+            &wanted,
             config,
             choice,
             channels.notifications.addressing.subscribe(),
@@ -215,6 +243,7 @@ impl Node<'_> {
             network: text.clone(),
             own: fabric::Lease { subnets: previous, attributes: Attributes::default(), created: 0 },
             macs,
+            told: *told,
             leases: LeaseSet::default(),
         };
         tokio::select! {
@@ -232,6 +261,10 @@ impl Node<'_> {
             ) => match never {},
             never = keep_snapshot(&settings.files.leases, snapshot_of, leases, channels.own.subscribe()) => match never {},
             never = self.take_over() => match never {},
+            // The bridge is of the flannel whose subnet file the plugins read.
+            never = old_bridge::report(
+                channels.own.subscribe(), channels.notifications.addressing.subscribe(), board
+            ), if alone => match never {},
             never = self.report_firewall(config, channels.notifications.firewall.subscribe()) => match never {},
             () = self.other_network(start) => Ok(()),
         }
@@ -244,7 +277,7 @@ impl Node<'_> {
         start: &Start,
         external: &ExternalInterface,
         previous: fabric::Subnets,
-    ) -> fabric::backend::VtepMacs {
+    ) -> VtepMacs {
         let Start { config, snapshot, from, .. } = start;
         let of_devices = vtep_mac::of_devices(kernel, config, (external, &self.settings.options));
         let mut known = vec![of_devices.unwrap_or_else(|error| {
@@ -252,8 +285,17 @@ impl Node<'_> {
             Default::default()
         })];
         if *from == Origin::Store && !vtep_mac::complete(config, known[0]) {
-            match tokio::time::timeout(LOOKING_BACK, self.store.list()).await {
-                Ok(Ok(listing)) => known.push(vtep_mac::of_lease(&listing.leases, external, previous)),
+            let published = async {
+                Ok::<_, StoreError>(match self.store.kube_node() {
+                    Some(node) => {
+                        let own = node.published().await?;
+                        own.map_or(VtepMacs::default(), |own| vtep_mac::of_attributes(&own.attributes))
+                    }
+                    None => vtep_mac::of_lease(&self.store.list().await?.leases, external, previous),
+                })
+            };
+            match tokio::time::timeout(LOOKING_BACK, published).await {
+                Ok(Ok(macs)) => known.push(macs),
                 Ok(Err(error)) => tracing::warn!(%error, "cannot look for the lease of the last run"),
                 Err(_) => tracing::warn!("no time to look for the lease of the last run"),
             }
@@ -263,12 +305,7 @@ impl Node<'_> {
     }
 
     /// Puts interface and lease together: what peers are told, and what the kernel should hold.
-    async fn compose(
-        &self,
-        config: &NetworkConfig,
-        macs: fabric::backend::VtepMacs,
-        channels: &Channels,
-    ) -> Infallible {
+    async fn compose(&self, config: &NetworkConfig, macs: VtepMacs, channels: &Channels) -> Infallible {
         let (mut external, mut own) = (channels.external.subscribe(), channels.own.subscribe());
         loop {
             let interface = external.borrow_and_update().clone();
@@ -348,6 +385,13 @@ impl Node<'_> {
         }
     }
 
+    async fn tell_kubernetes(&self) -> Infallible {
+        match self.store.kube_node() {
+            Some(node) => kubernetes::tell(&node, &self.settings.kubernetes, self.board).await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Says when the node is ready, once.
     async fn announce(&self) -> Infallible {
         self.systemd.status("starting; `flannelctl status` says what is awaited");
@@ -410,8 +454,8 @@ fn former_networks(snapshot: Option<&Snapshot>, config: &NetworkConfig) -> Vec<I
 
 fn from_snapshot(snapshot: &Snapshot) -> Option<Start> {
     let config = NetworkConfig::from_json(&snapshot.network).ok()?;
-    let (text, snapshot) = (snapshot.network.clone(), Some(snapshot.clone()));
-    Some(Start { text, config, snapshot, from: Origin::Snapshot })
+    let (text, told, snapshot) = (snapshot.network.clone(), snapshot.told, Some(snapshot.clone()));
+    Some(Start { text, config, snapshot, from: Origin::Snapshot, told })
 }
 
 /// Keeps the snapshot equal to the leases until dropped, from when they are known to be good. It is

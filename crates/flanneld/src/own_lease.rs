@@ -85,9 +85,18 @@ pub async fn hold(
             // There is a lease from the last run to go on with, so that its pods keep their network.
             Err(error @ AcquireError::NoneFree(_)) if own.borrow().is_none() => return Err(error.into()),
             Err(error) => {
-                let remedy = "remove leases that nobody holds any more (`flannelctl leases`)";
-                let remedy = if matches!(error, AcquireError::NoneFree(_)) { remedy } else { "" };
-                board.failing("lease", [(error.to_string(), remedy.to_owned())]);
+                let (what, remedy) = match &error {
+                    AcquireError::NoneFree(_) => {
+                        (error.to_string(), "remove leases that nobody holds any more (`flannelctl leases`)")
+                    }
+                    AcquireError::NoPodCidr { node, why, remedy } => {
+                        // A new node gets one within a second or two, and its pods wait for us.
+                        retry.at_least_every(Duration::from_secs(1));
+                        (format!("node {node:?}: {why}"), *remedy)
+                    }
+                    _ => (error.to_string(), ""),
+                };
+                board.failing("lease", [(what, remedy.to_owned())]);
                 retry.pause(&error).await;
             }
         }

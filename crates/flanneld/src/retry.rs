@@ -18,13 +18,14 @@ const AGAIN: Duration = Duration::from_secs(60);
 pub struct Retry {
     doing: &'static str,
     pause: Duration,
+    longest: Duration,
     said: Option<(String, Instant)>,
 }
 
 impl Retry {
     /// For attempts at `doing`, as in "cannot …".
     pub fn new(doing: &'static str) -> Retry {
-        Retry { doing, pause: FIRST, said: None }
+        Retry { doing, pause: FIRST, longest: LONGEST, said: None }
     }
 
     /// Says what went wrong, unless it has just been said, and waits until it is worth another try.
@@ -36,7 +37,13 @@ impl Retry {
             self.said = Some((text, Instant::now()));
         }
         tokio::time::sleep(self.pause.mul_f64(0.75 + jitter() / 2.0)).await;
-        self.pause = (self.pause * 2).min(LONGEST);
+        self.pause = (self.pause * 2).min(self.longest);
+    }
+
+    /// From now on pauses for no longer than this.
+    pub fn at_least_every(&mut self, longest: Duration) {
+        self.longest = longest;
+        self.pause = self.pause.min(longest);
     }
 }
 

@@ -11,10 +11,11 @@ use fabric::plan::{Masquerade, Options};
 use fabric::status::Files;
 use ipnet::IpNet;
 use regex::Regex;
-use store::{EtcdOptions, Store, Terms};
+use store::{EtcdOptions, KubeOptions, Store, Terms};
 
 use crate::flags::Flags;
 use crate::interface::Wanted;
+use crate::kubernetes;
 
 /// What the operator wants, checked.
 #[derive(Debug, Clone)]
@@ -23,6 +24,8 @@ pub struct Settings {
     pub store: StoreChoice,
     /// How long leases live.
     pub terms: Terms,
+    /// What Kubernetes is told beside the lease, if that is where leases come from.
+    pub kubernetes: kubernetes::Wanted,
     /// Which interface leads to the other nodes.
     pub interface: Wanted,
     /// The files beside the subnet file.
@@ -46,6 +49,8 @@ pub enum StoreChoice {
     Etcd(Box<EtcdOptions>),
     /// A directory.
     File(PathBuf),
+    /// The Kubernetes API.
+    Kube(Box<KubeOptions>),
 }
 
 impl StoreChoice {
@@ -54,20 +59,15 @@ impl StoreChoice {
         let store = match self {
             StoreChoice::Etcd(options) => Store::etcd(EtcdOptions::clone(options))?,
             StoreChoice::File(dir) => Store::file(dir)?,
+            StoreChoice::Kube(options) => Store::kube(KubeOptions::clone(options))?,
         };
         Ok(store.with_terms(terms))
     }
 }
 
 impl Settings {
-    /// Checks what was typed.
-    pub fn from_flags(flags: &Flags) -> anyhow::Result<Settings> {
-        if flags.kube_subnet_mgr {
-            bail!(
-                "-kube-subnet-mgr: leases from the Kubernetes API are not in this build yet; use etcd \
-                 (-etcd-endpoints), or -store=file:DIR on one machine"
-            );
-        }
+    /// Checks what was typed. `variable` looks up the environment, for what has no flag.
+    pub fn from_flags(flags: &Flags, variable: impl Fn(&str) -> Option<String>) -> anyhow::Result<Settings> {
         // Compatibility: the original's words.
         ensure!(
             (1..1440).contains(&flags.subnet_lease_renew_margin),
@@ -80,10 +80,14 @@ impl Settings {
             flags.reconcile_interval
         );
         Ok(Settings {
-            store: store(flags)?,
+            store: if flags.kube_subnet_mgr { kube(flags, variable) } else { store(flags)? },
             terms: Terms {
                 renew_margin: Duration::from_secs(60 * flags.subnet_lease_renew_margin.unsigned_abs()),
                 ..Terms::default()
+            },
+            kubernetes: kubernetes::Wanted {
+                condition: flags.kube.set_node_network_unavailable,
+                startup_taints: flags.kube.startup_taints.clone(),
             },
             interface: interface(flags)?,
             files: Files::beside(Path::new(&flags.subnet_file)),
@@ -96,6 +100,18 @@ impl Settings {
     }
 }
 
+/// Compatibility: with `-kube-subnet-mgr`, whatever is said about other stores means nothing.
+fn kube(flags: &Flags, variable: impl Fn(&str) -> Option<String>) -> StoreChoice {
+    let kube = &flags.kube;
+    StoreChoice::Kube(Box::new(KubeOptions {
+        api_url: kube.api_url.clone(),
+        kubeconfig_file: (!kube.kubeconfig_file.is_empty()).then(|| PathBuf::from(&kube.kubeconfig_file)),
+        annotation_prefix: kube.annotation_prefix.clone(),
+        net_config_path: PathBuf::from(&kube.net_config_path),
+        ..KubeOptions::from_environment(variable)
+    }))
+}
+
 fn store(flags: &Flags) -> anyhow::Result<StoreChoice> {
     if let Some(dir) = flags.store.strip_prefix("file:") {
         ensure!(!dir.is_empty(), "-store=file: names no directory; want -store=file:/var/lib/flannel");
@@ -103,7 +119,8 @@ fn store(flags: &Flags) -> anyhow::Result<StoreChoice> {
     }
     ensure!(
         flags.store == "etcd",
-        "-store={:?} is no store of this build; want etcd, or file:DIR for a directory on one machine",
+        "-store={:?} is no store of this build; want etcd, or file:DIR for a directory on one machine; for the \
+         Kubernetes API give -kube-subnet-mgr instead",
         flags.store
     );
     let path = |text: &str| (!text.is_empty()).then(|| PathBuf::from(text));
@@ -199,7 +216,7 @@ mod tests {
 
     fn settings(line: &str) -> anyhow::Result<Settings> {
         let parsed = parse(line.split_whitespace().map(str::to_owned), |_| None).unwrap();
-        Settings::from_flags(&parsed.flags)
+        Settings::from_flags(&parsed.flags, |name| (name == "NODE_NAME").then(|| "n1".to_owned()))
     }
 
     #[test]
@@ -226,7 +243,6 @@ mod tests {
     #[test]
     fn refusals_name_flag_value_and_what_would_do() {
         let cases = [
-            ("-kube-subnet-mgr", "not in this build yet"),
             (
                 "-subnet-lease-renew-margin=0",
                 "Invalid subnet-lease-renew-margin option, out of acceptable range",
@@ -248,6 +264,19 @@ mod tests {
             let error = format!("{:#}", settings(line).unwrap_err());
             assert!(error.contains(want), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn with_kubernetes_other_stores_mean_nothing_and_the_node_is_named_by_the_environment() {
+        let settings =
+            settings("-kube-subnet-mgr -store=consul -kubeconfig-file=/k -remove-startup-taint a/b -remove-startup-taint c")
+                .unwrap();
+        let StoreChoice::Kube(options) = &settings.store else { panic!("{:?}", settings.store) };
+        assert_eq!((options.node_name.as_str(), options.api_url.as_str()), ("n1", ""));
+        assert_eq!(options.kubeconfig_file.as_deref(), Some(Path::new("/k")));
+        assert_eq!(options.net_config_path, Path::new("/etc/kube-flannel/net-conf.json"));
+        assert_eq!(settings.kubernetes.startup_taints, ["a/b", "c"]);
+        assert!(settings.kubernetes.condition);
     }
 
     #[test]

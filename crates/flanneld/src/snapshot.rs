@@ -1,6 +1,7 @@
 //! The leases last known to be good, on disk: what a node starts from while its store is away.
 
 use std::io::Write;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -8,6 +9,7 @@ use anyhow::{Context, bail};
 use fabric::backend::VtepMacs;
 use fabric::lease::{Attributes, Lease, LeaseSet, Subnets};
 use serde::{Deserialize, Serialize, Serializer};
+use store::PublicAddresses;
 
 use crate::whole_file;
 
@@ -25,6 +27,8 @@ pub struct Snapshot {
     pub own: Lease,
     /// The addresses of its tunnel endpoints.
     pub macs: VtepMacs,
+    /// The public addresses that Kubernetes told it to use.
+    pub told: PublicAddresses,
     /// All leases.
     pub leases: LeaseSet,
 }
@@ -53,6 +57,8 @@ impl Snapshot {
             own: Record::of(&self.own),
             vtep_mac: self.macs.ipv4.map(|mac| mac.to_string()),
             vtep_v6_mac: self.macs.ipv6.map(|mac| mac.to_string()),
+            told_ipv4: self.told.ipv4,
+            told_ipv6: self.told.ipv6,
             leases: Leases(&self.leases),
         };
         whole_file::write(path, |to| {
@@ -73,6 +79,7 @@ fn parse(text: &[u8]) -> anyhow::Result<Snapshot> {
         network: file.network,
         own: file.own.lease()?,
         macs: VtepMacs { ipv4: mac(file.vtep_mac)?, ipv6: mac(file.vtep_v6_mac)? },
+        told: PublicAddresses { ipv4: file.told_ipv4, ipv6: file.told_ipv6 },
         leases: file.leases.into_iter().map(Record::lease).collect::<Result<_, _>>()?,
     })
 }
@@ -86,6 +93,10 @@ struct FileOut<'a> {
     own: Record,
     vtep_mac: Option<String>,
     vtep_v6_mac: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    told_ipv4: Option<Ipv4Addr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    told_ipv6: Option<Ipv6Addr>,
     leases: Leases<'a>,
 }
 
@@ -106,6 +117,8 @@ struct FileIn {
     own: Record,
     vtep_mac: Option<String>,
     vtep_v6_mac: Option<String>,
+    told_ipv4: Option<Ipv4Addr>,
+    told_ipv6: Option<Ipv6Addr>,
     leases: Vec<Record>,
 }
 
@@ -147,6 +160,7 @@ mod tests {
             network: r#"{"Network":"10.5.0.0/16"}"#.to_owned(),
             own: lease("10.5.1.0-24&fd00:0:0:1::-64", 4),
             macs: VtepMacs { ipv4: Some("0e:2a:01:02:03:04".parse().unwrap()), ipv6: None },
+            told: PublicAddresses { ipv4: Some([192, 0, 2, 9].into()), ipv6: None },
             leases: [lease("10.5.1.0-24&fd00:0:0:1::-64", 4), lease("10.5.2.0-24", 7)].into_iter().collect(),
         }
     }

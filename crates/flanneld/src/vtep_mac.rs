@@ -9,7 +9,7 @@ use fabric::backend::{Backend, VtepMacs};
 use fabric::config::NetworkConfig;
 use fabric::dataplane::{LinkKind, ObservedLinkKind};
 use fabric::host::{ExternalInterface, Host};
-use fabric::lease::{Lease, LeaseSet, Subnets};
+use fabric::lease::{Attributes, Lease, LeaseSet, Subnets};
 use fabric::plan::{Intent, Options};
 use kernel::{Kernel, Scope};
 use serde_json::value::RawValue;
@@ -48,10 +48,14 @@ pub fn of_lease(leases: &LeaseSet, external: &ExternalInterface, previous: Subne
         let public = (lease.attributes.public_ipv4, lease.attributes.public_ipv6);
         lease.subnets == previous || public == (external.public_ipv4, external.public_ipv6)
     };
-    let Some(lease) = leases.iter().find(ours) else { return VtepMacs::default() };
+    leases.iter().find(ours).map_or(VtepMacs::default(), |lease| of_attributes(&lease.attributes))
+}
+
+/// The addresses that a node told the others.
+pub fn of_attributes(attributes: &Attributes) -> VtepMacs {
     VtepMacs {
-        ipv4: lease.attributes.backend_data.as_deref().and_then(vtep_mac),
-        ipv6: lease.attributes.backend_v6_data.as_deref().and_then(vtep_mac),
+        ipv4: attributes.backend_data.as_deref().and_then(vtep_mac),
+        ipv6: attributes.backend_v6_data.as_deref().and_then(vtep_mac),
     }
 }
 
@@ -85,8 +89,6 @@ fn vtep_mac(data: &RawValue) -> Option<Mac> {
 
 #[cfg(test)]
 mod tests {
-    use fabric::lease::Attributes;
-
     use super::*;
 
     fn config(json: &str) -> NetworkConfig {

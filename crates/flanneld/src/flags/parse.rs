@@ -77,14 +77,6 @@ pub fn parse(
             Err(want) => parsed.passed_over.push(format!("{}={value:?}: {want}", flag.variable())),
         }
     }
-    let kube = &mut parsed.flags.kube;
-    for (name, field) in [
-        ("NODE_NAME", &mut kube.node_name),
-        ("POD_NAME", &mut kube.pod_name),
-        ("POD_NAMESPACE", &mut kube.pod_namespace),
-    ] {
-        *field = variable(name).unwrap_or_default();
-    }
     Ok(parsed)
 }
 

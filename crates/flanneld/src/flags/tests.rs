@@ -204,11 +204,3 @@ fn the_usage_gives_the_originals_flags_with_its_types_and_defaults_in_its_order(
         assert!(rest.any(|shown| shown == flag), "{flag} is missing, different or out of order:\n{usage}");
     }
 }
-
-#[test]
-fn the_node_is_named_by_variables_without_a_prefix() {
-    let kube = with("-kube-subnet-mgr", &[("NODE_NAME", "n1"), ("POD_NAME", "p"), ("POD_NAMESPACE", "ns")])
-        .flags
-        .kube;
-    assert_eq!((&*kube.node_name, &*kube.pod_name, &*kube.pod_namespace), ("n1", "p", "ns"));
-}
