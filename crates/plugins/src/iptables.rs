@@ -117,6 +117,53 @@ impl Iptables {
     }
 }
 
+/// The chains that the rules of a chain lead to, with the rules' comments, of either kind of iptables.
+pub(crate) fn entries(
+    nft: Option<&mut Nftables>,
+    family: Family,
+    table: &str,
+    from: &str,
+) -> Vec<(String, String)> {
+    let mut found: Vec<(String, String)> = Vec::new();
+    if let Some(nft) = nft {
+        let jumps = nft.jumps(&Iptables::nft_table(family, table), from).unwrap_or_default();
+        found.extend(jumps.into_iter().map(|(chain, comment)| (chain, comment.unwrap_or_default())));
+    }
+    let legacy = Iptables::legacy_with(family, table).and_then(|legacy| legacy.list(table, from));
+    for rule in legacy.unwrap_or_default() {
+        // Not taken apart: who looks for a comment finds it in the whole rule.
+        found.extend(target(&rule).map(|chain| (chain.to_owned(), rule.replace("\\\"", "\""))));
+    }
+    found
+}
+
+/// Deletes a chain and the rules of `from` that lead to it, in either kind of iptables. It is no error if
+/// there is none.
+pub(crate) fn remove_entered(
+    nft: Option<&mut Nftables>,
+    family: Family,
+    table: &str,
+    from: &str,
+    chain: &str,
+) -> Result<(), KernelError> {
+    let native = match nft {
+        Some(nft) => nft.remove_jumped_to(&Iptables::nft_table(family, table), from, chain),
+        None => Ok(()),
+    };
+    let Some(legacy) = Iptables::legacy_with(family, table) else { return native };
+    if legacy.list(table, chain).is_none() {
+        return native;
+    }
+    let mut lines = String::new();
+    for rule in legacy.list(table, from).unwrap_or_default() {
+        if target(&rule) == Some(chain) {
+            lines += &format!("{}\n", rule.replacen("-A ", "-D ", 1));
+        }
+    }
+    lines += &format!("-F {chain}\n-X {chain}\n");
+    native.and(legacy.restore(table, &lines))
+}
+
 /// Where a rule, as iptables prints it, jumps to.
 pub(crate) fn target(rule: &str) -> Option<&str> {
     rule.rsplit_once(" -j ").and_then(|(_, to)| to.split(' ').next())

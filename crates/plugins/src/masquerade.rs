@@ -6,7 +6,8 @@
 //! Compatibility: tables, chains, rules and comments are those of the reference plugin, so that either
 //! program takes away what the other one made.
 
-use std::fs;
+mod iptables;
+
 use std::thread;
 use std::time::Duration;
 
@@ -18,10 +19,12 @@ use fabric::firewall::{
 };
 use ipnet::IpNet;
 use kernel::nftables::Nftables;
-use kernel::{KernelError, command, process};
+use kernel::{KernelError, process};
 use rustix::pipe::PipeFlags;
 use rustix::time::ClockId;
 use sha2::{Digest as _, Sha512};
+
+pub(crate) use self::iptables::{IptablesTrace, iptables_traces};
 
 /// How packets that leave the node are given its address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +60,7 @@ const COMMENT_LENGTH: usize = 128;
 pub(crate) fn install(backend: Backend, request: &Request, addresses: &[IpNet]) -> Result<(), Error> {
     let failed = |error: KernelError| Error::internal(format!("failed to set up ip masquerading: {error}"));
     let nftables = || install_nftables(request, addresses);
-    let iptables = || install_iptables(request, addresses);
+    let iptables = || iptables::install(request, addresses);
     match backend {
         Backend::Nftables => nftables(),
         Backend::Iptables => iptables(),
@@ -128,16 +131,19 @@ pub(crate) fn keep_only(request: &Request, valid: &[Attachment]) -> Result<(), E
     let kept: Vec<String> = valid.iter().map(|a| instance(network, &a.ifname, &a.container_id)).collect();
     let is_stale =
         |comment: &str| comment.starts_with(&of_network) && !kept.iter().any(|own| comment.starts_with(own));
-    match Nftables::open() {
-        Ok(mut nft) => {
-            let removed = nft.remove_rules(&table_name(), &[CHAIN], is_stale);
-            close_later(nft);
-            removed.map_err(|error| {
-                Error::internal(format!("failed to tear down stale ip masquerading: {error}"))
-            })
-        }
-        Err(_) => Ok(()),
+    let mut nft = Nftables::open().ok();
+    let nftables = match &mut nft {
+        Some(nft) => nft.remove_rules(&table_name(), &[CHAIN], is_stale),
+        // Then there are none.
+        None => Ok(()),
+    };
+    let iptables = iptables::keep_only(nft.as_mut(), network, valid);
+    if let Some(nft) = nft {
+        close_later(nft);
     }
+    nftables
+        .and(iptables)
+        .map_err(|error| Error::internal(format!("failed to tear down stale ip masquerading: {error}")))
 }
 
 /// Whether the rules of an attachment are there, made by either backend.
@@ -243,110 +249,6 @@ fn hex(text: &str, digits: usize) -> String {
         Sha512::digest(text.as_bytes()).iter().map(|octet| format!("{octet:02x}")).collect();
     hex.truncate(digits);
     hex
-}
-
-/// Rules of iptables that an attachment has.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct IptablesTrace {
-    program: &'static str,
-    chain: String,
-}
-
-/// Finds rules of iptables, without running it where it cannot have any.
-pub(crate) fn iptables_traces(request: &Request) -> Vec<IptablesTrace> {
-    let chain = iptables_chain(request);
-    let mut traces = Vec::new();
-    let families = [
-        (
-            Family::Ipv4,
-            "/proc/thread-self/net/ip_tables_names",
-            ["iptables-nft", "iptables-legacy", "iptables"],
-        ),
-        (
-            Family::Ipv6,
-            "/proc/thread-self/net/ip6_tables_names",
-            ["ip6tables-nft", "ip6tables-legacy", "ip6tables"],
-        ),
-    ];
-    for (family, legacy_tables, [nft, legacy, either]) in families {
-        let name = TableName { family, name: "nat".to_owned() };
-        let has_nft =
-            Nftables::open().and_then(|mut socket| socket.rules(&name, &chain)).is_ok_and(|r| !r.is_empty());
-        let has_legacy =
-            fs::read_to_string(legacy_tables).is_ok_and(|names| names.lines().any(|name| name == "nat"));
-        for (may_have, program) in [(has_nft, nft), (has_legacy, legacy)] {
-            let program = if command::find(program).is_some() { program } else { either };
-            if may_have && command::run(program, &["--wait", "-t", "nat", "-S", &chain], "").is_ok() {
-                traces.push(IptablesTrace { program, chain: chain.clone() });
-            }
-        }
-    }
-    traces
-}
-
-impl IptablesTrace {
-    /// Takes away the rules for these addresses, or all if none are given: a container has one chain for
-    /// all its interfaces, and those of the others stay.
-    fn remove(&self, addresses: &[IpNet]) -> Result<(), KernelError> {
-        let listed = command::run(self.program, &["--wait", "-t", "nat", "-S", "POSTROUTING"], "")?;
-        let target = format!(" -j {}", self.chain);
-        let jumps = || listed.lines().filter(|line| line.ends_with(&target));
-        let is_own = |line: &&str| {
-            let of = |net: &IpNet| [IpNet::from(net.addr()), net.trunc()].map(|net| format!(" -s {net} "));
-            addresses.is_empty() || addresses.iter().flat_map(of).any(|source| line.contains(&source))
-        };
-        let own: Vec<&str> = jumps().filter(is_own).collect();
-        let mut script = "*nat\n".to_owned();
-        for line in &own {
-            script += &format!("{}\n", line.replacen("-A ", "-D ", 1));
-        }
-        if own.len() == jumps().count() {
-            script += &format!("-F {chain}\n-X {chain}\n", chain = self.chain);
-        }
-        script += "COMMIT\n";
-        let restore = match self.program.rsplit_once('-') {
-            Some((name, variant)) => format!("{name}-{variant}-restore"),
-            None => format!("{}-restore", self.program),
-        };
-        command::run(&restore, &["--noflush", "--wait"], &script).map(drop)
-    }
-}
-
-fn install_iptables(request: &Request, addresses: &[IpNet]) -> Result<(), KernelError> {
-    let chain = iptables_chain(request);
-    let comment =
-        format!("name: {:?} id: {:?}", request.config.name(), request.environment.container_id.as_str());
-    for net in addresses {
-        let (program, multicast) = match net {
-            IpNet::V4(_) => ("iptables", "224.0.0.0/4"),
-            IpNet::V6(_) => ("ip6tables", "ff00::/8"),
-        };
-        let run = |words: &[&str]| {
-            let words: Vec<&str> = ["--wait", "-t", "nat"].iter().chain(words).copied().collect();
-            command::run(program, &words, "")
-        };
-        if run(&["-S", &chain, "1"]).is_err() {
-            run(&["-N", &chain])?;
-        }
-        let (network, source) = (net.to_string(), net.addr().to_string());
-        let rules: [(&str, &[&str]); 3] = [
-            (&chain, &["-d", &network, "-j", "ACCEPT"]),
-            (&chain, &["!", "-d", multicast, "-j", "MASQUERADE"]),
-            ("POSTROUTING", &["-s", &source, "-j", &chain]),
-        ];
-        for (chain, rule) in rules {
-            let tail = ["-m", "comment", "--comment", &comment];
-            let words = |verb| [&[verb, chain], rule, &tail].concat();
-            if run(&words("-C")).is_err() {
-                run(&words("-A"))?;
-            }
-        }
-    }
-    Ok(())
-}
-
-fn iptables_chain(request: &Request) -> String {
-    format!("CNI-{}", hex(&format!("{}{}", request.config.name(), request.environment.container_id), 24))
 }
 
 #[cfg(test)]

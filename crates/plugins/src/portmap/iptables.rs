@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha512};
 
 use super::family_of;
 use super::settings::{Mapping, Settings};
-use crate::iptables::{FAMILIES, Iptables, line, target};
+use crate::iptables::{FAMILIES, Iptables, entries, line, remove_entered};
 
 const NAT: &str = "nat";
 const DNAT: &str = "CNI-HOSTPORT-DNAT";
@@ -137,16 +137,7 @@ pub(super) fn keep_only(
     let of_network = format!("dnat name: \"{network}\" id: ");
     let mut outcome = Ok(());
     for family in FAMILIES {
-        let mut found: Vec<(String, String)> = Vec::new();
-        if let Some(nft) = nft.as_deref_mut() {
-            let jumps = nft.jumps(&Iptables::nft_table(family, NAT), DNAT).unwrap_or_default();
-            found.extend(jumps.into_iter().map(|(chain, comment)| (chain, comment.unwrap_or_default())));
-        }
-        let legacy = Iptables::legacy_with(family, NAT).and_then(|legacy| legacy.list(NAT, DNAT));
-        for rule in legacy.unwrap_or_default() {
-            found.extend(target(&rule).map(|chain| (chain.to_owned(), rule.replace("\\\"", "\""))));
-        }
-        for (chain, comment) in found {
+        for (chain, comment) in entries(nft.as_deref_mut(), family, NAT, DNAT) {
             if chain.starts_with("CNI-DN-") && comment.contains(&of_network) && !kept.contains(&chain) {
                 outcome = outcome.and(remove_from(nft.as_deref_mut(), family, &chain));
             }
@@ -158,30 +149,10 @@ pub(super) fn keep_only(
 }
 
 /// Deletes a container's chain and what leads there, wherever it is.
-fn remove_from(nft: Option<&mut Nftables>, family: Family, chain: &str) -> Result<(), KernelError> {
+fn remove_from(mut nft: Option<&mut Nftables>, family: Family, chain: &str) -> Result<(), KernelError> {
     let old = chain.replacen("CNI-DN-", "CNI-SN-", 1);
-    let pairs = [(DNAT, chain), (OLD_SNAT, old.as_str())];
-    let mut outcome = Ok(());
-    if let Some(nft) = nft {
-        for (from, chain) in pairs {
-            outcome = outcome.and(nft.remove_jumped_to(&Iptables::nft_table(family, NAT), from, chain));
-        }
-    }
-    let Some(legacy) = Iptables::legacy_with(family, NAT) else { return outcome };
-    for (from, chain) in pairs {
-        if legacy.list(NAT, chain).is_none() {
-            continue;
-        }
-        let mut lines = String::new();
-        for rule in legacy.list(NAT, from).unwrap_or_default() {
-            if target(&rule) == Some(chain) {
-                lines += &format!("{}\n", rule.replacen("-A ", "-D ", 1));
-            }
-        }
-        lines += &format!("-F {chain}\n-X {chain}\n");
-        outcome = outcome.and(legacy.restore(NAT, &lines));
-    }
-    outcome
+    let removed = remove_entered(nft.as_deref_mut(), family, NAT, DNAT, chain);
+    removed.and(remove_entered(nft, family, NAT, OLD_SNAT, &old))
 }
 
 /// Rules with their chains.

@@ -345,6 +345,33 @@ fn mappings_of_containers_that_are_no_longer_known_are_collected() {
 }
 
 #[test]
+fn masquerading_by_iptables_ends_with_the_containers_that_are_no_longer_known() {
+    if !possible() {
+        return;
+    }
+    let node = Node::new();
+    for (id, network) in [("kept", "cbr0"), ("gone", "cbr0"), ("elsewhere", "cbr1")] {
+        let mut call = Call { config: node.config("1.1.0", network), ..node.attachment(id, &node.pod(id)) };
+        let delegate = json!({"bridge": network, "ipMasq": true, "ipMasqBackend": "iptables"});
+        call.config["delegate"] = delegate;
+        node.succeed("ADD", &call);
+    }
+    let mut collect = node.attachment("x", "");
+    collect.config["delegate"] = json!({"ipMasq": true});
+    collect.config["cni.dev/valid-attachments"] = json!([{"containerID": "kept", "ifname": "eth0"}]);
+    node.succeed("GC", &collect);
+    let rules = iptables(&node, "nat");
+    let entered = |id: &str| {
+        let is_entry =
+            |line: &&str| line.contains(&format!(r#"id: \"{id}\""#)) && line.contains("POSTROUTING");
+        rules.lines().filter(is_entry).count()
+    };
+    assert_eq!([entered("kept"), entered("gone"), entered("elsewhere")], [2, 0, 2], "{rules}");
+    let chains = rules.lines().filter(|line| line.starts_with(":CNI-")).count();
+    assert_eq!(chains, 4, "those of the others, IPv4 and IPv6: {rules}");
+}
+
+#[test]
 fn a_mapping_that_cannot_be_is_refused_with_its_reason() {
     if !possible() {
         return;
