@@ -6,11 +6,13 @@
 
 mod firewalld;
 mod iptables;
+mod record;
 mod settings;
 
 use cni::{AddResult, Error, Plugin, Request, Version};
 
 use self::firewalld::Firewalld;
+use self::record::Records;
 use self::settings::{Backend, IngressPolicy, Settings};
 
 /// The plugin.
@@ -34,7 +36,10 @@ impl Plugin for Firewall {
             IngressPolicy::Open => None,
             policy => Some(bridge_of(&result, policy)?),
         };
-        match connect(settings.backend)? {
+        let firewalld = connect(settings.backend)?;
+        // Before there is anything to be taken away.
+        Records::new(&settings.data_dir, request).save(request, &result)?;
+        match firewalld {
             Some(mut firewalld) => firewalld.trust(&settings.zone, &result)?,
             None => iptables::accept(&settings.admin_chain, &result)?,
         }
@@ -45,17 +50,28 @@ impl Plugin for Firewall {
     }
 
     fn del(&self, request: &Request) -> Result<(), Error> {
-        let Some(result) = request.config.prev_result()? else { return Ok(()) };
         // What ADD refused must not be impossible to delete.
         let Ok(settings) = Settings::parse(request) else { return Ok(()) };
-        // What protects a bridge from other networks stays: other containers are on it.
-        if settings.backend != Backend::Iptables
-            && let Some(mut firewalld) = Firewalld::if_running()
-        {
-            firewalld.distrust(&settings.zone, &result);
+        let records = Records::new(&settings.data_dir, request);
+        // The reference plugin has made no record.
+        let result = match request.config.prev_result()? {
+            Some(result) => result,
+            None => records.of(request),
+        };
+        let retracted = retract(&settings, &result);
+        // Only then: a DEL that failed is tried again, perhaps without a result.
+        retracted.and_then(|()| records.remove(request))
+    }
+
+    fn gc(&self, request: &Request) -> Result<(), Error> {
+        let settings = Settings::parse(request)?;
+        let valid = request.config.valid_attachments()?;
+        let mut outcome = Ok(());
+        for (path, result) in Records::new(&settings.data_dir, request).stale(&valid)? {
+            let removed = retract(&settings, &result).and_then(|()| record::remove(&path));
+            outcome = outcome.and(removed);
         }
-        // A firewalld that is not running has forgotten the addresses. It may have been started since ADD.
-        if settings.backend == Backend::Firewalld { Ok(()) } else { iptables::retract(&result) }
+        outcome
     }
 
     fn check(&self, request: &Request) -> Result<(), Error> {
@@ -70,6 +86,18 @@ impl Plugin for Firewall {
             policy => iptables::check_isolation(bridge_of(&result, policy)?, policy, &result),
         }
     }
+}
+
+/// Lets addresses through no more.
+fn retract(settings: &Settings, result: &AddResult) -> Result<(), Error> {
+    // What protects a bridge from other networks stays: other containers are on it.
+    if settings.backend != Backend::Iptables
+        && let Some(mut firewalld) = Firewalld::if_running()
+    {
+        firewalld.distrust(&settings.zone, result);
+    }
+    // A firewalld that is not running has forgotten the addresses. It may have been started since ADD.
+    if settings.backend == Backend::Firewalld { Ok(()) } else { iptables::retract(result) }
 }
 
 /// A firewalld to be told, if that is who decides on this host.

@@ -1,7 +1,12 @@
 //! What the configuration says to `firewall`.
 
+use std::path::PathBuf;
+
 use cni::json::DecodeError;
 use cni::{Error, Request};
+
+/// Where notes are kept unless the configuration says otherwise.
+const DATA_DIR: &str = "/run/cni/firewall";
 
 /// How packets are let through.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +19,8 @@ pub(super) struct Settings {
     pub(super) zone: String,
     /// From where packets may come.
     pub(super) ingress_policy: IngressPolicy,
+    /// Where it is noted whose addresses are let through.
+    pub(super) data_dir: PathBuf,
 }
 
 /// By what packets are let through.
@@ -77,6 +84,7 @@ impl Settings {
             admin_chain: text("iptablesAdminChainName", "CNI-ADMIN")?,
             zone: text("firewalldZone", "trusted")?,
             ingress_policy,
+            data_dir: text("dataDir", DATA_DIR)?.into(),
         })
     }
 }

@@ -28,6 +28,9 @@ fn chained<'a>(node: &Node, plugin: &'a str, id: &'a str, keys: Value) -> Call<'
     let attachment = node.attachment(id, &node.pod(id));
     let result = node.succeed("ADD", &attachment);
     let mut config = json!({"cniVersion": "1.1.0", "name": "cbr0", "type": plugin, "prevResult": result});
+    if plugin == "firewall" {
+        config["dataDir"] = json!(node.path("firewall"));
+    }
     config.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
     Call { plugin, config, ..attachment }
 }
@@ -433,6 +436,30 @@ fn a_pod_is_let_through_a_firewall_that_drops_what_it_does_not_know() {
     node.succeed("DEL", &call);
     assert!(!in_pod(&call, connect));
     assert!(!iptables(&node, "filter").contains("10.244.1.2"));
+}
+
+#[test]
+fn pods_that_are_no_longer_known_are_let_through_no_more() {
+    if !possible() {
+        return;
+    }
+    let node = Node::new();
+    let [kept, mut gone] = ["kept", "gone"].map(|id| chained(&node, "firewall", id, json!({})));
+    node.succeed("ADD", &kept);
+    node.succeed("ADD", &gone);
+    gone.config["cni.dev/valid-attachments"] = json!([{"containerID": "kept", "ifname": "eth0"}]);
+    node.succeed("GC", &gone);
+    let rules = iptables(&node, "filter");
+    assert!(rules.contains("10.244.1.2/32") && !rules.contains("10.244.1.3/32"), "{rules}");
+    assert!(rules.contains("fd00:10:244:1::2/128") && !rules.contains("fd00:10:244:1::3/128"), "{rules}");
+
+    // A runtime that has lost the result can still detach.
+    let mut bare = kept.clone();
+    bare.config.as_object_mut().unwrap().remove("prevResult");
+    node.succeed("DEL", &bare);
+    let rules = iptables(&node, "filter");
+    assert!(!rules.contains("-A CNI-FORWARD -s"), "{rules}");
+    assert_eq!(std::fs::read_dir(node.path("firewall")).unwrap().count(), 0);
 }
 
 #[test]
