@@ -33,6 +33,7 @@ pub(crate) fn run(store: &Location, verb: Verb, out: &mut Output) -> Result<()> 
 
 fn list(store: &Location, out: &mut Output) -> Result<()> {
     let listing = store.ask(async |store| Ok(store.list().await?))?;
+    let term = if store.is_kubernetes() { "as long as the Node" } else { "while the node renews it" };
     if out.is_json() {
         return out.json(&as_json(&listing));
     }
@@ -46,7 +47,7 @@ fn list(store: &Location, out: &mut Output) -> Result<()> {
                 lease.subnets.to_string(),
                 nodes.join(" "),
                 lease.attributes.backend_type.to_string(),
-                if reserved { "for ever (a reservation)" } else { "while the node renews it" }.to_owned(),
+                if reserved { "for ever (a reservation)" } else { term }.to_owned(),
             ]
         })
         .collect();

@@ -3,14 +3,15 @@
 
 use std::path::PathBuf;
 
-use ::store::{EtcdOptions, Secret, Store};
+use ::store::{EtcdOptions, KubeOptions, Secret, Store};
 use anyhow::{Result, bail};
 use clap::Args;
 
 /// Where the leases are.
 #[derive(Args)]
 pub(crate) struct Location {
-    /// `etcd`, or `file:DIR` for a directory shared by the nodes of one machine.
+    /// `etcd`, `kube` for the Kubernetes API, or `file:DIR` for a directory shared by the nodes of one
+    /// machine.
     #[arg(long, env = "FLANNELD_STORE", default_value = "etcd", global = true)]
     store: String,
     /// Comma-separated.
@@ -39,6 +40,38 @@ pub(crate) struct Location {
     /// The user's password; better given in the environment, since everybody sees arguments.
     #[arg(long, env = "FLANNELD_ETCD_PASSWORD", hide_env_values = true, global = true)]
     etcd_password: Option<String>,
+    /// The same as --store=kube.
+    #[arg(long, env = "FLANNELD_KUBE_SUBNET_MGR", global = true)]
+    kube_subnet_mgr: bool,
+    /// URL of the API server; not needed in a pod.
+    #[arg(long, env = "FLANNELD_KUBE_API_URL", global = true)]
+    kube_api_url: Option<String>,
+    /// How to reach the API server; not needed in a pod. Implies --store=kube.
+    #[arg(
+        long,
+        visible_alias = "kubeconfig",
+        env = "FLANNELD_KUBECONFIG_FILE",
+        value_name = "FILE",
+        global = true
+    )]
+    kubeconfig_file: Option<PathBuf>,
+    /// What flannel's annotations of nodes begin with.
+    #[arg(
+        long,
+        env = "FLANNELD_KUBE_ANNOTATION_PREFIX",
+        default_value = "flannel.alpha.coreos.com",
+        global = true
+    )]
+    kube_annotation_prefix: String,
+    /// The file with the network configuration, with Kubernetes.
+    #[arg(
+        long,
+        env = "FLANNELD_NET_CONFIG_PATH",
+        default_value = "/etc/kube-flannel/net-conf.json",
+        value_name = "FILE",
+        global = true
+    )]
+    net_config_path: PathBuf,
 }
 
 impl std::fmt::Debug for Location {
@@ -57,12 +90,20 @@ impl Location {
         })
     }
 
+    /// Whether the leases are Nodes of Kubernetes.
+    pub(crate) fn is_kubernetes(&self) -> bool {
+        self.store == "kube" || self.kube_subnet_mgr || self.kubeconfig_file.is_some()
+    }
+
     fn open(&self) -> Result<Store> {
+        if self.is_kubernetes() {
+            return Ok(Store::kube(self.kubernetes())?);
+        }
         if let Some(dir) = self.store.strip_prefix("file:") {
             return Ok(Store::file(dir)?);
         }
         if self.store != "etcd" {
-            bail!("--store={:?}: want etcd, or file:DIR", self.store);
+            bail!("--store={:?}: want etcd, kube, or file:DIR", self.store);
         }
         Ok(Store::etcd(EtcdOptions {
             endpoints: self.etcd_endpoints.split(',').map(|endpoint| endpoint.trim().to_owned()).collect(),
@@ -73,5 +114,15 @@ impl Location {
             username: self.etcd_username.clone(),
             password: self.etcd_password.clone().map(Secret),
         })?)
+    }
+
+    fn kubernetes(&self) -> KubeOptions {
+        KubeOptions {
+            api_url: self.kube_api_url.clone().unwrap_or_default(),
+            kubeconfig_file: self.kubeconfig_file.clone(),
+            annotation_prefix: self.kube_annotation_prefix.clone(),
+            net_config_path: self.net_config_path.clone(),
+            ..KubeOptions::from_environment(|name| std::env::var(name).ok())
+        }
     }
 }
