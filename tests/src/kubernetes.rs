@@ -12,7 +12,9 @@ mod programs;
 mod sample;
 
 pub use api_server::ApiServer;
-pub use cluster::{Agent, Cluster, Proxy, Shape, TEST_POD, cluster_story, condition, test_pod_program};
+pub use cluster::{
+    Agent, Cluster, PATIENCE, Proxy, Shape, TEST_POD, cluster_story, condition, test_pod_program,
+};
 pub use pods::{PORT, PodSpec, TestPod, ask};
 pub use programs::{Programs, is_available};
 pub use sample::SampleNode;

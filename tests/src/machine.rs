@@ -27,7 +27,8 @@ pub struct Machine<'lab> {
     outside: Child,
     /// The process id, as seen from outside, of its first process.
     first: u32,
-    services: Vec<Child>,
+    /// By name.
+    services: Vec<(String, Child)>,
 }
 
 impl<'lab> Machine<'lab> {
@@ -97,14 +98,16 @@ impl<'lab> Machine<'lab> {
         let log = File::options().create(true).append(true).open(self.log_file(name))?;
         let mut service = self.command(command);
         service.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
-        self.services.push(service.spawn().with_context(|| format!("starting {name}"))?);
+        let service = service.spawn().with_context(|| format!("starting {name}"))?;
+        self.services.push((name.to_owned(), service));
         Ok(())
     }
 
-    /// Kills the last service that was started, and only that process: what it started lives on.
-    pub fn kill_service(&mut self) -> Result<()> {
+    /// Kills a service, and only that process: what it started lives on.
+    pub fn kill_service(&mut self, name: &str) -> Result<()> {
         // nsenter stays outside, as the parent of the service.
-        let mut nsenter = self.services.pop().context("no service runs")?;
+        let at = self.services.iter().position(|(service, _)| service == name);
+        let (_, mut nsenter) = self.services.remove(at.with_context(|| format!("{name} does not run"))?);
         let id = nsenter.id();
         let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"))?;
         let service: i32 = children.split_whitespace().next().context("the service has ended")?.parse()?;
@@ -178,7 +181,7 @@ impl Drop for Machine<'_> {
         // Its child, the machine's first process, dies with it, and everything inside with that one.
         let _ = self.outside.kill();
         let _ = self.outside.wait();
-        for service in &mut self.services {
+        for (_, service) in &mut self.services {
             let _ = service.wait();
         }
         for hierarchy in hierarchies() {

@@ -28,7 +28,7 @@ fn containerd_runs_a_pod_and_may_be_killed_meanwhile() {
         is_connected(lab, &peer, &Container { address: pod.address, exec: &exec })?;
 
         // The pod outlives its runtime, and the next one knows how to take it away.
-        machine.kill_service()?;
+        machine.kill_service("containerd")?;
         peer.ping(pod.address)?;
         let runtime = start(&mut machine)?;
         explained(runtime.remove_pod(&pod), &machine, "containerd")?;

@@ -1,11 +1,11 @@
 //! A cluster to play with: `make cluster` and `make cluster-down`.
 //!
 //! ```text
-//! test-cluster up [--proxy iptables|nftables] [--flanneld PROGRAM]
+//! test-cluster up [--proxy iptables|nftables] [--agent AGENT]
 //! test-cluster down
 //! ```
 //!
-//! With `--flanneld` that program runs on every node as a process, instead of the DaemonSet of `deploy/`.
+//! An agent is a flanneld that runs on every node as a process, or `MANIFEST,IMAGE` for a DaemonSet.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that talks to the terminal")]
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     let done = match args.split_first() {
         Some((verb, flags)) if verb == "up" => shape(flags).and_then(|shape| up(&shape)),
         Some((verb, [])) if verb == "down" => down(),
-        _ => Err(anyhow::anyhow!("usage: test-cluster up [--proxy MODE] [--flanneld PROGRAM] | down")),
+        _ => Err(anyhow::anyhow!("usage: test-cluster up [--proxy MODE] [--agent AGENT] | down")),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -42,13 +42,13 @@ fn main() -> ExitCode {
 }
 
 fn shape(flags: &[String]) -> Result<Shape> {
-    let mut shape = Shape { proxy: Proxy::Iptables, agent: Agent::None };
+    let mut shape = Shape::new(Proxy::Iptables);
     for flag in flags.chunks(2) {
         match flag.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["--proxy", "iptables"] => shape.proxy = Proxy::Iptables,
             ["--proxy", "nftables"] => shape.proxy = Proxy::Nftables,
-            ["--flanneld", program] => shape.agent = Agent::Process(program.into()),
-            _ => bail!("{}: want --proxy iptables, --proxy nftables or --flanneld PROGRAM", flag.join(" ")),
+            ["--agent", agent] => shape.agent = Agent::parse(agent),
+            _ => bail!("{}: there is no such flag, or it lacks its value", flag.join(" ")),
         }
     }
     Ok(shape)

@@ -31,6 +31,8 @@ const OWN_SERVICE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1));
 /// Where flannel's manifest puts everything, and under which account it runs.
 const FLANNEL_NAMESPACE: &str = "kube-flannel";
 const FLANNEL_ACCOUNT: &str = "flannel";
+/// Everything that a cluster is given to have flannel.
+pub(crate) const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/kube-flannel.yml");
 /// So many connections fill a server faster than fewer, and more do not.
 const CONNECTIONS: usize = 4;
 
@@ -87,8 +89,15 @@ struct State {
 }
 
 impl ApiServer {
-    /// Starts etcd and the API server, and waits until it is ready.
+    /// Starts etcd and the API server, waits until it is ready, and gives flannel its account.
     pub fn start(lab: &Lab) -> Result<ApiServer> {
+        let api = ApiServer::begin(lab)?;
+        api.admit_flannel()?;
+        Ok(api)
+    }
+
+    /// A server that knows nothing of flannel.
+    pub(crate) fn begin(lab: &Lab) -> Result<ApiServer> {
         let programs = Programs::find()?;
         let dir = lab.dir().join("kubernetes");
         fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
@@ -101,7 +110,6 @@ impl ApiServer {
         api.write_keys()?;
         api.start_etcd()?;
         api.restart()?;
-        api.admit_flannel()?;
         Ok(api)
     }
 
@@ -307,31 +315,20 @@ impl ApiServer {
         Connection::open(&self.switch, self.address(), self.tls.clone())
     }
 
-    /// Gives flannel its account and its rights.
+    /// Gives flannel its account and its rights: those of the manifest.
     fn admit_flannel(&self) -> Result<()> {
-        let create = |path: &str, object: Value| self.request("POST", path, &object).map(drop);
-        let rbac = "/apis/rbac.authorization.k8s.io/v1";
-        create("/api/v1/namespaces", json!({ "metadata": { "name": FLANNEL_NAMESPACE } }))?;
-        let accounts = format!("/api/v1/namespaces/{FLANNEL_NAMESPACE}/serviceaccounts");
-        create(&accounts, json!({ "metadata": { "name": FLANNEL_ACCOUNT } }))?;
-        create(
-            &format!("{rbac}/clusterroles"),
-            json!({ "metadata": { "name": "flannel" }, "rules": [
-                { "apiGroups": [""], "resources": ["pods"], "verbs": ["get"] },
-                { "apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"] },
-                { "apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"] },
-            ]}),
-        )?;
-        create(
-            &format!("{rbac}/clusterrolebindings"),
-            json!({
-                "metadata": { "name": "flannel" },
-                "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "flannel" },
-                "subjects": [
-                    { "kind": "ServiceAccount", "name": FLANNEL_ACCOUNT, "namespace": FLANNEL_NAMESPACE },
-                ],
-            }),
-        )?;
+        let manifest = fs::read_to_string(MANIFEST).with_context(|| format!("reading {MANIFEST}"))?;
+        for document in manifest.split("\n---\n") {
+            let kind = document.lines().find_map(|line| line.strip_prefix("kind: "));
+            let path = match kind {
+                Some("Namespace") => "/api/v1/namespaces",
+                Some("ServiceAccount") => "/api/v1/namespaces/kube-flannel/serviceaccounts",
+                Some("ClusterRole") => "/apis/rbac.authorization.k8s.io/v1/clusterroles",
+                Some("ClusterRoleBinding") => "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+                _ => continue,
+            };
+            self.connect()?.send("POST", path, "application/yaml", document.to_owned())?;
+        }
         self.write("service-account/ca.crt", &self.authority.certificate)?;
         self.write("service-account/namespace", FLANNEL_NAMESPACE)?;
         self.renew_token()

@@ -16,7 +16,7 @@ use crate::image;
 use crate::machine::Machine;
 
 /// How long a thing may take that takes seconds on an idle machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 /// The image of the pods that stories run: the program `test-pod`.
 pub const TEST_POD: &str = "docker.io/library/test-pod:1";
 /// What pods get their subnets from.
@@ -31,14 +31,24 @@ pub struct Shape {
     pub agent: Agent,
 }
 
-/// Names a flanneld that runs on the nodes as a process instead.
-const AGENT: &str = "FLANNEL_TEST_FLANNELD";
+/// Names another agent than ours, see [`Agent::parse`]: how stories are told of the original.
+const AGENT: &str = "FLANNEL_TEST_AGENT";
 
 impl Shape {
-    /// With the agent that the environment asks for.
+    /// With our agent, or the one that the environment asks for.
     pub fn new(proxy: Proxy) -> Shape {
-        let agent = env::var_os(AGENT).map_or(Agent::None, |program| Agent::Process(program.into()));
+        let agent = env::var(AGENT).map_or(Agent::None, |agent| Agent::parse(&agent));
         Shape { proxy, agent }
+    }
+}
+
+impl Agent {
+    /// `PROGRAM`, or `MANIFEST,IMAGE` for a DaemonSet.
+    pub fn parse(text: &str) -> Agent {
+        match text.split_once(',') {
+            Some((manifest, image)) => Agent::DaemonSet { manifest: manifest.into(), image: image.into() },
+            None => Agent::Process(text.into()),
+        }
     }
 }
 
@@ -58,7 +68,17 @@ pub enum Agent {
     None,
     /// This program runs on every node, beside kubelet, on our plugins.
     Process(PathBuf),
+    /// As a DaemonSet.
+    DaemonSet {
+        /// What is applied.
+        manifest: PathBuf,
+        /// The image that it names, as an archive.
+        image: PathBuf,
+    },
 }
+
+/// Where the manifests put it.
+const FLANNEL: [&str; 2] = ["--namespace=kube-flannel", "daemonset/kube-flannel-ds"];
 
 /// A cluster in a lab: API server, controller manager and scheduler in the switch; on every node a real
 /// containerd, kubelet and kube-proxy. Dropping it ends all of it.
@@ -93,12 +113,15 @@ pub fn cluster_story(shape: &Shape, tell: impl FnOnce(&mut Cluster<'_>) -> Resul
 impl<'lab> Cluster<'lab> {
     /// Starts everything; does not wait for nodes to be ready.
     pub fn start(lab: &'lab Lab, shape: &Shape) -> Result<Cluster<'lab>> {
-        let images = write_images(lab)?;
+        let mut images = vec![write_image(lab)?];
+        if let Agent::DaemonSet { image, .. } = &shape.agent {
+            images.push(image.clone());
+        }
         // Machines and the API server have nothing to wait for each other for.
         let (api, nodes) = std::thread::scope(|scope| {
             let machines: Vec<_> =
                 lab.nodes().iter().map(|node| scope.spawn(|| start_runtime(node, &images))).collect();
-            let api = ApiServer::start(lab);
+            let api = ApiServer::begin(lab);
             let machines: Vec<_> =
                 machines.into_iter().map(|thread| thread.join().expect("a machine does not panic")).collect();
             anyhow::Ok((api?, machines.into_iter().collect::<Result<Vec<_>>>()?))
@@ -111,6 +134,9 @@ impl<'lab> Cluster<'lab> {
             if let Agent::Process(program) = &shape.agent {
                 cluster.start_agent(number, program)?;
             }
+        }
+        if let Agent::DaemonSet { manifest, .. } = &shape.agent {
+            cluster.api.kubectl(&["apply", "-f", &manifest.display().to_string()])?;
         }
         Ok(cluster)
     }
@@ -204,18 +230,45 @@ impl<'lab> Cluster<'lab> {
         )
     }
 
-    /// Waits until every node is ready.
+    /// Starts the kubelet of a node again.
+    pub fn restart_kubelet(&mut self, number: usize) -> Result<()> {
+        self.nodes[number - 1].kill_service("kubelet")?;
+        self.start_kubelet(number)
+    }
+
+    /// Replaces flanneld on one node after the other, as an update of its DaemonSet does.
+    pub fn roll_flannel(&self) -> Result<()> {
+        let [namespace, set] = FLANNEL;
+        self.api.kubectl(&["rollout", "restart", namespace, set])?;
+        let limit = format!("--timeout={}s", PATIENCE.as_secs());
+        self.api.kubectl(&["rollout", "status", namespace, set, &limit]).map(drop)
+    }
+
+    /// Waits until every node has joined, is ready, has a network, and runs flanneld.
     pub fn wait_ready(&self) -> Result<()> {
         wait_for("all nodes to be ready", PATIENCE, || {
             let nodes = self.api.request("GET", "/api/v1/nodes", &Value::Null)?;
             let nodes = nodes["items"].as_array().map_or(&[][..], Vec::as_slice);
             ensure!(nodes.len() == self.nodes.len(), "{} nodes have joined", nodes.len());
-            for node in nodes {
-                let ready = condition(node, "Ready").context("a node that says nothing")?;
-                ensure!(ready["status"] == "True", "{}: {}", node["metadata"]["name"], ready["message"]);
+            for (node, kind, wanted) in
+                nodes.iter().flat_map(|node| [(node, "Ready", "True"), (node, "NetworkUnavailable", "False")])
+            {
+                let name = &node["metadata"]["name"];
+                let condition = condition(node, kind).with_context(|| format!("{name} has no {kind}"))?;
+                ensure!(condition["status"] == wanted, "{name}, {kind}: {}", condition["message"]);
             }
-            Ok(())
+            self.flannel_ready()
         })
+    }
+
+    /// Fails unless flanneld is ready on every node, if it runs in a pod.
+    fn flannel_ready(&self) -> Result<()> {
+        let sets = self.api.request("GET", "/apis/apps/v1/daemonsets", &Value::Null)?;
+        for set in sets["items"].as_array().map_or(&[][..], Vec::as_slice) {
+            let ready = &set["status"]["numberReady"];
+            ensure!(*ready == self.nodes.len(), "{} is ready on {ready} nodes", set["metadata"]["name"]);
+        }
+        Ok(())
     }
 
     /// The lab that it is in.
@@ -265,11 +318,11 @@ impl Drop for Cluster<'_> {
     }
 }
 
-/// The images of pods, as archives; a machine has no registry.
-fn write_images(lab: &Lab) -> Result<Vec<PathBuf>> {
+/// The image of test pods, as an archive; a machine has no registry.
+fn write_image(lab: &Lab) -> Result<PathBuf> {
     let archive = lab.dir().join("test-pod.tar");
     image::write_program(&archive, TEST_POD, &test_pod_program()?)?;
-    Ok(vec![archive])
+    Ok(archive)
 }
 
 /// The program in the image of test pods.
