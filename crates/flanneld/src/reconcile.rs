@@ -26,6 +26,7 @@ use fabric::plan::Intent;
 use fabric::status::{self, Peer};
 use ipnet::IpNet;
 use kernel::{Failure, Kernel, KernelError};
+use rustix::io::Errno;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
@@ -344,8 +345,11 @@ impl<K: Kernel + Send + 'static> Reconciler<K> {
         else {
             return;
         };
+        let (read_only, failures): (Vec<_>, Vec<_>) = failures.into_iter().partition(is_read_only);
+        self.note_read_only(&read_only);
         let failed = !failures.is_empty();
         self.passed(known, *intent, failures);
+        self.refused.extend(read_only.into_iter().map(|failure| failure.change));
         let now = Instant::now();
         self.schedule.passed(began, now, failed, jitter());
         self.board.silently(|status| {
@@ -376,6 +380,15 @@ impl<K: Kernel + Send + 'static> Reconciler<K> {
             self.inputs.former_networks.clear();
         }
         self.refused = failures.into_iter().map(|failure| failure.change).collect();
+    }
+
+    /// Settings that a container may not write are said once. They are right already, or harmless as
+    /// they are: nothing waits for them.
+    fn note_read_only(&self, failures: &[Failure]) {
+        let news = failures.iter().filter(|failure| !self.refused.contains(&failure.change));
+        for Failure { change, error, .. } in news {
+            tracing::info!("left as it is: `{}`: {error}", first_line(change));
+        }
     }
 
     /// Counts what was made of `changes`.
@@ -492,9 +505,12 @@ fn add(counts: &mut BTreeMap<String, u64>, more: BTreeMap<&'static str, u64>) {
     }
 }
 
-/// Whether a change is about the node itself, without which it carries no traffic at all. A sysctl
-/// that cannot be written (a container with a read-only /proc/sys) is most often right already for
-/// somebody else's reasons; it is reported, and does not hold the node back.
+/// Whether a setting could not be written because a container's /proc/sys is read-only.
+fn is_read_only(failure: &Failure) -> bool {
+    matches!(failure.change, Change::SetSysctl(..)) && failure.error.errno() == Some(Errno::ROFS)
+}
+
+/// Whether a change is about the node itself, without which it carries no traffic at all.
 fn concerns_node(change: &Change) -> bool {
     matches!(
         change,

@@ -2,9 +2,12 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::error::KernelError;
+
+/// Where the files of the host are mounted in a container, as in [`crate::command`].
+const HOST: &str = "/host";
 
 /// The value of a setting such as `net/ipv4/ip_forward`, without the line end; none where the
 /// kernel has no such file.
@@ -17,21 +20,33 @@ pub fn read(path: &str) -> Result<Option<String>, KernelError> {
     }
 }
 
-/// Writes a setting.
+/// Writes a setting. A container that may not is most often given a read-only /proc/sys: there the
+/// host's is tried, where that is mounted.
 pub fn write(path: &str, value: &str) -> Result<(), KernelError> {
     let doing = || format!("set sysctl {path} to {value}");
     let file = file(path).ok_or_else(|| refused(doing()))?;
-    // Not fs::write: it would create a file where a mount hides /proc/sys.
-    let written =
-        fs::OpenOptions::new().write(true).open(file).and_then(|mut file| file.write_all(value.as_bytes()));
-    written.map_err(|error| match error.kind() {
-        io::ErrorKind::ReadOnlyFilesystem => KernelError::Other {
-            doing: doing(),
-            why: "/proc/sys is read-only here; give the container privileges or set it on the host"
-                .to_owned(),
-        },
-        _ => KernelError::io(doing(), &error),
+    let is_read_only = |error: &io::Error| error.kind() == io::ErrorKind::ReadOnlyFilesystem;
+    let error = match put(&file, value) {
+        // Settings of the network are those of whoever asks, whichever mount they are seen through.
+        Err(error) if is_read_only(&error) => {
+            put(&Path::new(HOST).join(file.strip_prefix("/").unwrap_or(&file)), value).err().map(|_| error)
+        }
+        written => written.err(),
+    };
+    error.map_or(Ok(()), |error| {
+        let hint = if is_read_only(&error) {
+            "; /proc/sys is read-only here: set it on the host, give the container privileges, or mount the host's \
+             /proc/sys/net at /host/proc/sys/net"
+        } else {
+            ""
+        };
+        Err(KernelError::io(doing() + hint, &error))
     })
+}
+
+fn put(file: &Path, value: &str) -> io::Result<()> {
+    // Not fs::write: it would create a file where a mount hides /proc/sys.
+    fs::OpenOptions::new().write(true).open(file)?.write_all(value.as_bytes())
 }
 
 /// A device's name is part of some paths, and a device may be called anything without a slash.

@@ -517,3 +517,34 @@ async fn who_lost_to_a_rival_is_reached_at_once_when_it_leaves() {
     pass_time(MOMENT).await;
     assert_eq!((bench.routed(), bench.kernel.looks()), (vec!["10.5.0.32/28".to_owned()], looks));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_setting_that_a_container_may_not_write_holds_nothing_back_and_is_no_failure() {
+    let kernel = kernel();
+    kernel.fail_when(Errno::ROFS, |change| matches!(change, Change::SetSysctl(..)));
+    let bench = Bench::on(kernel, None);
+    bench.lease([node(2)]);
+    pass_time(MOMENT).await;
+    assert!(bench.is_done(Step::Peers));
+    pass_time(3 * INTERVAL).await;
+    let status = bench.status();
+    assert_eq!((status.failures, status.repairs), (vec![], vec![]));
+
+    bench.kernel.heal();
+    pass_time(2 * INTERVAL).await;
+    assert!(bench.kernel.made().iter().any(|change| matches!(change, Change::SetSysctl(..))), "once it may");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_keeps_the_whole_node_back_is_told_apart_from_what_keeps_a_peer() {
+    let kernel = kernel();
+    kernel.fail_when(Errno::OPNOTSUPP, |change| matches!(change, Change::CreateLink(_)));
+    let bench = Bench::on(kernel, None);
+    bench.lease([node(2)]);
+    pass_time(MOMENT).await;
+    let topics: Vec<_> = bench.status().failures.into_iter().map(|failure| failure.topic).collect();
+    assert!(topics.contains(&"node".to_owned()), "{topics:?}");
+    bench.kernel.heal();
+    pass_time(INTERVAL).await;
+    assert_eq!(bench.status().failures, vec![]);
+}
