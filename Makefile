@@ -10,6 +10,14 @@ RELEASE := target/$(TARGET)/release
 DEBUG   := target/$(TARGET)/debug
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 DIST    := flannel-rs-$(VERSION)-$(TARGET)
+# What manifests ask for, and the directories with the programs in it, one for each processor.
+IMAGE    ?= ghcr.io/flannel-rs/flannel-rs:v$(VERSION)
+PROGRAMS ?= $(RELEASE)
+# Archives of one commit are the same bytes whoever packs them.
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+PACK    := $(CARGO) run --quiet --release --package image -- --release $(VERSION) --time $(SOURCE_DATE_EPOCH)
+SBOM    := $(CARGO) metadata --format-version 1 --locked --filter-platform $(TARGET) >target/metadata.json && \
+  $(PACK) sbom --metadata target/metadata.json --out dist/flannel-rs-$(VERSION).cdx.json flanneld plugins flannelctl
 # How tests of the real kernel are run: as root, by sudo, or in a user namespace (see .ci/as-root).
 AS_ROOT := --config 'target."cfg(unix)".runner = "$(CURDIR)/.ci/as-root"'
 # How tests are run on a distribution's kernel (see .ci/vm), and which: those that kernels disagree about.
@@ -18,7 +26,7 @@ VM_TESTS := dataplane firewall attach
 # Those that are about numbers or lapse of time, not about what a kernel can do.
 VM_SKIPS := ten_thousand_peers a_hundred_killed_plugins sixty_four_pods leases_are_kept_for_as_long_as_their_pods_live
 
-.PHONY: help setup build demo cluster cluster-down test test-unit test-lab test-vm check bench release install clean
+.PHONY: help setup build demo cluster cluster-down test test-unit test-lab test-vm check bench release image install clean
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -66,6 +74,7 @@ release: build ## Pack the release binaries into dist/
 	@rm -rf dist/$(DIST) && mkdir -p dist/$(DIST)
 	@cp $(RELEASE)/flanneld $(RELEASE)/flannel-cni $(RELEASE)/flannelctl dist/$(DIST)/
 	@cp LICENSE README.md CHANGELOG.md deploy/flanneld.service deploy/mk-docker-opts.sh dist/$(DIST)/
+	@$(SBOM) && cp dist/flannel-rs-$(VERSION).cdx.json dist/$(DIST)/
 	@tar -C dist -czf dist/$(DIST).tar.gz $(DIST)
 	@ls -l dist/$(DIST) dist/$(DIST).tar.gz
 
@@ -75,6 +84,12 @@ install: ## Install the release binaries, plugins and systemd unit (PREFIX, CNI_
 	-@$(RELEASE)/flannelctl cni install --no-conf --dir $(DESTDIR)$(CNI_BIN)
 	install -D -t $(DESTDIR)$(PREFIX)/bin deploy/mk-docker-opts.sh
 	install -D -m 644 deploy/flanneld.service $(DESTDIR)/etc/systemd/system/flanneld.service
+
+image: build ## Pack the release binaries into a container image in dist/ (IMAGE, PROGRAMS for more processors)
+	@mkdir -p dist
+	@$(PACK) image --name $(IMAGE) --revision "$$(git rev-parse HEAD 2>/dev/null)" \
+	  --out dist/flannel-rs-$(VERSION)-image.tar $(PROGRAMS)
+	@$(SBOM)
 
 clean: ## Remove everything that was built
 	$(CARGO) clean
