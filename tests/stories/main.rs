@@ -18,6 +18,7 @@ mod docker;
 mod firewall;
 mod foreign_state;
 mod golden;
+mod metrics;
 mod mtu;
 mod podman;
 mod race;

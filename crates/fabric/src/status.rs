@@ -87,6 +87,8 @@ pub struct Status {
     pub failures: Vec<Failure>,
     /// What it took to keep the kernel as wanted.
     pub reconciler: Reconciler,
+    /// What went through flanneld itself; absent where the kernel carries all packets.
+    pub data_path: Option<DataPath>,
 }
 
 /// The network configuration in effect.
@@ -305,6 +307,28 @@ pub struct Reconciler {
     pub pass_microseconds: u64,
     /// When the last one ended.
     pub last_pass: UnixSeconds,
+}
+
+/// What the data path of a backend that carries packets itself counted since flanneld started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DataPath {
+    /// From pods of this node to other nodes.
+    pub outgoing: Traffic,
+    /// From other nodes to pods of this node.
+    pub incoming: Traffic,
+}
+
+/// What went one way.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Traffic {
+    /// Packets passed on.
+    pub packets: u64,
+    /// Their octets, IP headers included.
+    pub octets: u64,
+    /// Packets dropped, by reason.
+    pub dropped: BTreeMap<String, u64>,
 }
 
 /// Something that is wrong now.

@@ -15,6 +15,7 @@ use crate::board::Board;
 use crate::health;
 use crate::instance::Instance;
 use crate::kubernetes;
+use crate::metrics::Sources;
 use crate::node::Node;
 use crate::notify::Systemd;
 use crate::settings::Settings;
@@ -39,7 +40,10 @@ pub async fn run(mut settings: Settings) -> anyhow::Result<()> {
     };
     let serve_health = async {
         match health {
-            Some(listener) => health::serve(listener, board.subscribe()).await,
+            Some(listener) => {
+                let (store, ipam_dir) = (store.clone(), settings.ipam_dir.clone());
+                health::serve(listener, Sources { status: board.subscribe(), store, ipam_dir }).await
+            }
             None => std::future::pending::<Infallible>().await,
         }
     };

@@ -77,6 +77,8 @@ pub struct Flags {
     pub healthz_ip: String,
     /// `-healthz-port`
     pub healthz_port: i64,
+    /// `-ipam-dir`
+    pub ipam_dir: String,
     /// `-kube-subnet-mgr`
     pub kube_subnet_mgr: bool,
     /// `-kube-api-url`, `-kubeconfig-file` and the others that only matter with Kubernetes.

@@ -1,12 +1,13 @@
-//! `/healthz` and `/readyz` over HTTP.
+//! `/healthz`, `/readyz` and `/metrics` over HTTP.
 //!
 //! | path | status | first line of the body |
 //! |---|---|---|
 //! | `/healthz` | 200 | `flanneld is running` |
 //! | `/readyz` | 200 once ready, else 503 | `flanneld is ready` / `flanneld is not ready yet` |
+//! | `/metrics` | 200 | see [`crate::metrics`] |
 //!
-//! The words and codes are the original's. While not ready, the lines that follow say what is
-//! still awaited and what is wrong. A node that was ready and cannot carry traffic any more is not
+//! The words and codes of the first two are the original's. While not ready, the lines that follow say
+//! what is still awaited and what is wrong. A node that was ready and cannot carry traffic any more is not
 //! ready until it can. The server is up before anything is waited for, so that a liveness probe does not
 //! kill a slow start.
 
@@ -22,9 +23,9 @@ use http_body_util::Full;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 
 use crate::availability::impairment;
+use crate::metrics::{self, Sources};
 
 /// Binds the address of the health server.
 ///
@@ -42,7 +43,7 @@ pub async fn bind(ip: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
 }
 
 /// Serves until dropped.
-pub async fn serve(listener: TcpListener, status: watch::Receiver<Status>) -> Infallible {
+pub async fn serve(listener: TcpListener, sources: Sources) -> Infallible {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -53,11 +54,11 @@ pub async fn serve(listener: TcpListener, status: watch::Receiver<Status>) -> In
                 continue;
             }
         };
-        let status = status.clone();
+        let sources = sources.clone();
         tokio::spawn(async move {
             let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
-                let answer = answer(request.uri().path(), &status.borrow());
-                async move { Ok::<_, Infallible>(answer) }
+                let sources = sources.clone();
+                async move { Ok::<_, Infallible>(answer(request.uri().path(), sources).await) }
             });
             // A client that hangs up is not our concern.
             let _ = hyper::server::conn::http1::Builder::new()
@@ -67,7 +68,17 @@ pub async fn serve(listener: TcpListener, status: watch::Receiver<Status>) -> In
     }
 }
 
-fn answer(path: &str, status: &Status) -> Response<Full<Bytes>> {
+async fn answer(path: &str, sources: Sources) -> Response<Full<Bytes>> {
+    if path != "/metrics" {
+        return probe(path, &sources.status.borrow());
+    }
+    match tokio::task::spawn_blocking(move || sources.page()).await {
+        Ok(page) => response(StatusCode::OK, page, metrics::CONTENT_TYPE),
+        Err(panicked) => response(StatusCode::INTERNAL_SERVER_ERROR, panicked.to_string(), TEXT),
+    }
+}
+
+fn probe(path: &str, status: &Status) -> Response<Full<Bytes>> {
     let (code, body) = match path {
         "/healthz" => (StatusCode::OK, "flanneld is running".to_owned()),
         "/readyz" if status.ready && impairment(status).is_none() => {
@@ -81,10 +92,16 @@ fn answer(path: &str, status: &Status) -> Response<Full<Bytes>> {
         }
         _ => (StatusCode::NOT_FOUND, "404 page not found\n".to_owned()),
     };
+    response(code, body, TEXT)
+}
+
+/// Compatibility: what the original's server infers for a text.
+const TEXT: &str = "text/plain; charset=utf-8";
+
+fn response(code: StatusCode, body: String, kind: &'static str) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = code;
-    // Compatibility: what the original's server infers for a text.
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }
 
@@ -107,10 +124,13 @@ mod tests {
 
     #[tokio::test]
     async fn probes_get_the_originals_words() {
-        let (status, receiver) = watch::channel(Status::default());
+        let (status, receiver) = tokio::sync::watch::channel(Status::default());
         let listener = bind(Ipv4Addr::UNSPECIFIED.into(), 0).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        tokio::spawn(serve(listener, receiver));
+        let dir = tempfile::tempdir().unwrap();
+        let store = store::Store::file(dir.path()).unwrap();
+        let sources = Sources { status: receiver, store, ipam_dir: dir.path().to_owned() };
+        tokio::spawn(serve(listener, sources));
         assert_eq!(get(port, "/healthz").await, ("HTTP/1.1 200 OK".into(), "flanneld is running".into()));
         status.send_modify(|status| status.awaited = vec!["a lease".to_owned()]);
         assert_eq!(
@@ -120,6 +140,9 @@ mod tests {
         status.send_modify(|status| status.ready = true);
         assert_eq!(get(port, "/readyz").await, ("HTTP/1.1 200 OK".into(), "flanneld is ready".into()));
         assert_eq!(get(port, "/").await.0, "HTTP/1.1 404 Not Found");
+        let (code, page) = get(port, "/metrics").await;
+        assert_eq!(code, "HTTP/1.1 200 OK");
+        assert!(page.contains("\nflannel_ready 1\n") && page.ends_with("# EOF\n"), "{page}");
         let lost = Failure {
             topic: "interface".to_owned(),
             what: "eth0 is lost".to_owned(),

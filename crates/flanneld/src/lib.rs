@@ -12,6 +12,7 @@
 //! | [`board`], [`health`], [`notify`], [`logging`] | how others see it |
 #![forbid(unsafe_code)]
 
+pub mod addresses;
 pub mod availability;
 pub mod board;
 pub mod daemon;
@@ -23,12 +24,14 @@ pub mod instance;
 pub mod interface;
 pub mod kubernetes;
 pub mod logging;
+pub mod metrics;
 pub mod node;
 pub mod notifications;
 pub mod notify;
 pub mod old_bridge;
 pub mod own_lease;
 mod pass;
+pub mod process;
 pub mod reconcile;
 pub mod repair;
 pub mod retry;

@@ -36,6 +36,8 @@ pub struct Settings {
     pub ip_masq: bool,
     /// Where health is served, if it is.
     pub health: Option<(IpAddr, u16)>,
+    /// Where host-local keeps its addresses.
+    pub ipam_dir: PathBuf,
     /// Whether next-hop objects are not to be used.
     pub plain_routes: bool,
     /// After how long the kernel is looked at though nothing seems to have happened.
@@ -94,6 +96,7 @@ impl Settings {
             options: options(flags)?,
             ip_masq: flags.ip_masq,
             health: health(flags)?,
+            ipam_dir: PathBuf::from(&flags.ipam_dir),
             plain_routes: flags.plain_routes,
             interval: Duration::from_secs(flags.reconcile_interval.unsigned_abs()),
         })

@@ -1,5 +1,6 @@
 //! Whether the store answers, for status and readiness.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use tokio::sync::watch;
@@ -25,13 +26,30 @@ pub enum StoreHealth {
     },
 }
 
+/// What the store has said so far, for counters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StoreCounts {
+    /// When it last answered.
+    pub last_answer: Option<SystemTime>,
+    /// How often it did not answer, or refused.
+    pub errors: u64,
+}
+
 /// Takes note of the outcome of every call. The time of a state is that of its beginning.
 #[derive(Debug)]
-pub(crate) struct Health(watch::Sender<StoreHealth>);
+pub(crate) struct Health(watch::Sender<StoreHealth>, Mutex<StoreCounts>);
 
 impl Health {
     pub(crate) fn new() -> Health {
-        Health(watch::Sender::new(StoreHealth::Unknown))
+        Health(watch::Sender::new(StoreHealth::Unknown), Mutex::default())
+    }
+
+    pub(crate) fn counts(&self) -> StoreCounts {
+        *self.1.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self, count: impl FnOnce(&mut StoreCounts)) {
+        count(&mut self.1.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<StoreHealth> {
@@ -48,6 +66,7 @@ impl Health {
     }
 
     pub(crate) fn answered(&self) {
+        self.count(|counts| counts.last_answer = Some(SystemTime::now()));
         self.0.send_if_modified(|health| {
             let changed = !matches!(health, StoreHealth::Reachable { .. });
             if changed {
@@ -58,6 +77,7 @@ impl Health {
     }
 
     pub(crate) fn failed(&self, error: &StoreError) {
+        self.count(|counts| counts.errors += 1);
         self.0.send_if_modified(|health| {
             let error = error.to_string();
             let since = match health {
@@ -86,6 +106,9 @@ mod tests {
         health.failed(&error("second"));
         let now = health.subscribe().borrow().clone();
         assert_eq!(now, StoreHealth::Unreachable { since: first, error: "second".into() });
+        assert_eq!(health.counts(), StoreCounts { last_answer: None, errors: 2 });
+        health.answered();
+        assert!(health.counts().last_answer.is_some());
     }
 
     #[test]

@@ -34,7 +34,7 @@ use tokio::task::JoinHandle;
 pub use error::{AcquireError, StoreError};
 pub use etcd::{EtcdOptions, Secret};
 use health::Health;
-pub use health::StoreHealth;
+pub use health::{StoreCounts, StoreHealth};
 pub use kube::{KubeEvent, KubeNode, KubeOptions, PublicAddresses};
 use registration::Surroundings;
 use registry::{Backing, Kind, Registry, Written};
@@ -240,6 +240,11 @@ impl Store {
     ) -> Infallible {
         let around = Surroundings { attributes, leases: self.leases() };
         registration::keep(self.backing(), self.terms, lease, around, own).await
+    }
+
+    /// What the store has said so far.
+    pub fn counts(&self) -> StoreCounts {
+        self.shared.backing.health.counts()
     }
 
     /// Whether the store answers; follows every call made through any clone of the store.

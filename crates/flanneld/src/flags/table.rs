@@ -70,8 +70,9 @@ pub const TABLE: &[Flag] = &[
     flag("plain-routes", Switch(|f| &mut f.plain_routes), "false", "never use next-hop objects for routes, so that each route shows its gateway"),
     flag("reconcile-interval", Number(|f| &mut f.reconcile_interval), "10", "seconds after which the kernel is compared with the leases even if nothing seems to have changed"),
     // How it is watched.
-    flag("healthz-ip", Text(|f| &mut f.healthz_ip), "0.0.0.0", "address to serve /healthz and /readyz on"),
-    flag("healthz-port", Number(|f| &mut f.healthz_port), "0", "port to serve /healthz and /readyz on; 0 turns them off"),
+    flag("healthz-ip", Text(|f| &mut f.healthz_ip), "0.0.0.0", "address to serve /healthz, /readyz and /metrics on"),
+    flag("healthz-port", Number(|f| &mut f.healthz_port), "0", "port to serve /healthz, /readyz and /metrics on; 0 turns them off"),
+    flag("ipam-dir", Text(|f| &mut f.ipam_dir), "/var/lib/cni/networks", "where the plugin host-local keeps its addresses, for /metrics to count them"),
     flag("log-format", Text(|f| &mut f.log_format), "auto", "`text` for people, `klog` as the original writes, or `json`; `auto` is text on a terminal and klog elsewhere"),
     flag("v", Number(|f| &mut f.verbosity), "0", "log verbosity: 1 shows each change made to the kernel, 5 everything"),
     flag("version", Switch(|f| &mut f.version), "false", "print version and exit"),
