@@ -7,9 +7,7 @@
 //! The protocol is spoken by a client of our own that knows what leases need and no more. Its
 //! transactions have the two shapes that kine understands as well.
 
-mod anchored;
 mod cluster;
-mod connect;
 mod failure;
 mod messages;
 mod options;

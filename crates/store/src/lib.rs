@@ -1,4 +1,5 @@
-//! Where leases come from, behind one type: etcd for a cluster, a directory for one machine.
+//! Where leases come from, behind one type: etcd or the Kubernetes API for a cluster, a directory for one
+//! machine.
 //!
 //! A [`Store`] is a cheap handle. Short calls ([`Store::network_config`], [`Store::acquire`]) try
 //! once, bounded in time, and say what failed; the two things that wait are written as loops that
@@ -6,11 +7,14 @@
 //! [`Store::keep`] holds on to our own lease for as long as it is polled.
 //!
 //! The keys and values are the original's, byte for byte (see [`fabric::lease`]); a directory holds
-//! the same keys and the same JSON as etcd does.
+//! the same keys and the same JSON as etcd does. In Kubernetes a lease is a Node, by its podCIDRs and
+//! the original's annotations.
 
 #![forbid(unsafe_code)]
 
+mod anchored;
 mod backoff;
+mod connect;
 mod error;
 mod etcd;
 mod file;
@@ -35,9 +39,10 @@ pub use error::{AcquireError, StoreError};
 pub use etcd::{EtcdOptions, Secret};
 use health::Health;
 pub use health::{StoreCounts, StoreHealth};
+use kube::Kube;
 pub use kube::{KubeEvent, KubeNode, KubeOptions, PublicAddresses};
 use registration::Surroundings;
-use registry::{Backing, Kind, Registry, Written};
+use registry::{Backing, Kind, Registry};
 
 /// A store of leases. Clones share their connection, their follower and their health.
 ///
@@ -52,8 +57,17 @@ pub struct Store {
 /// What clones share.
 #[derive(Debug)]
 struct Shared {
-    backing: Arc<Backing>,
+    source: Source,
     follower: OnceLock<Follower>,
+}
+
+/// Where the leases are.
+#[derive(Debug, Clone)]
+enum Source {
+    /// Records that nodes write and that run out.
+    Records(Arc<Backing>),
+    /// Nodes of Kubernetes.
+    Nodes(Arc<Kube>),
 }
 
 /// The task that follows the leases; it ends with the last handle of its store.
@@ -159,20 +173,23 @@ impl Store {
     /// [`Store::keep`] writes our annotations anew when somebody has changed them or the Node was created
     /// again; where the Node has other podCIDRs then, so has [`Kept::lease`].
     pub fn kube(options: KubeOptions) -> Result<Store, StoreError> {
-        Err(StoreError::Options(format!(
-            "-kube-subnet-mgr: leases of {:?} are not in this build yet",
-            options.node_name
-        )))
+        Ok(Store::of(Source::Nodes(Arc::new(Kube::new(options)?))))
     }
 
     /// What only Kubernetes offers; none for the other stores.
     pub fn kube_node(&self) -> Option<KubeNode> {
-        None
+        match &self.shared.source {
+            Source::Records(_) => None,
+            Source::Nodes(kube) => Some(kube::node_of(kube)),
+        }
     }
 
     fn new(kind: Kind) -> Store {
-        let backing = Arc::new(Backing { kind, health: Health::new() });
-        let shared = Arc::new(Shared { backing, follower: OnceLock::new() });
+        Store::of(Source::Records(Arc::new(Backing { kind, health: Health::new() })))
+    }
+
+    fn of(source: Source) -> Store {
+        let shared = Arc::new(Shared { source, follower: OnceLock::new() });
         Store { shared, terms: Terms::default() }
     }
 
@@ -184,22 +201,34 @@ impl Store {
     /// What this is, for logs: `etcd at http://127.0.0.1:2379, below /coreos.com/network`, `the
     /// directory /var/lib/flannel`.
     pub fn describe(&self) -> String {
-        self.backing().describe()
+        match &self.shared.source {
+            Source::Records(backing) => backing.describe(),
+            Source::Nodes(kube) => kube.describe(),
+        }
     }
 
     /// Which leases these are, whichever member of a cluster is asked: the prefix or the directory.
     pub fn identity(&self) -> String {
-        self.backing().identity()
+        match &self.shared.source {
+            Source::Records(backing) => backing.identity(),
+            Source::Nodes(kube) => kube.identity(),
+        }
     }
 
     /// The network configuration, as it is written. One try.
     pub async fn network_config(&self) -> Result<String, StoreError> {
-        self.backing().config().await
+        match &self.shared.source {
+            Source::Records(backing) => backing.config().await,
+            Source::Nodes(kube) => kube.network_config().await,
+        }
     }
 
     /// Writes the network configuration. One try; the text is not checked.
     pub async fn set_network_config(&self, json: &str) -> Result<(), StoreError> {
-        self.backing().set_config(json).await
+        match &self.shared.source {
+            Source::Records(backing) => backing.set_config(json).await,
+            Source::Nodes(kube) => Err(kube.refuse_config()),
+        }
     }
 
     /// Leases subnets to this node: those it had, or free ones. One acquisition, in which other
@@ -207,8 +236,13 @@ impl Store {
     ///
     /// Where the follower has listed the leases already, that list is used.
     pub async fn acquire(&self, claim: &Claim) -> Result<Lease, AcquireError> {
-        let known = self.shared.follower.get().and_then(|follower| follower.leases.borrow().clone());
-        registration::acquire(self.backing(), self.terms, claim, known).await
+        match &self.shared.source {
+            Source::Records(backing) => {
+                let known = self.shared.follower.get().and_then(|follower| follower.leases.borrow().clone());
+                registration::acquire(&**backing, self.terms, claim, known).await
+            }
+            Source::Nodes(kube) => kube::acquire(kube, claim).await,
+        }
     }
 
     /// All leases, ours included, from now on: `None` until the first list is complete.
@@ -217,12 +251,16 @@ impl Store {
     /// that is away changes nothing here.
     pub fn leases(&self) -> watch::Receiver<Option<LeaseSet>> {
         let follower = self.shared.follower.get_or_init(|| {
-            let backing = self.shared.backing.clone();
+            let source = self.shared.source.clone();
             let (sender, leases) = watch::channel(None);
-            let task =
-                tokio::spawn(
-                    async move { match follow::follow(&*backing, &sender, &backing.health).await {} },
-                );
+            let task = tokio::spawn(async move {
+                match source {
+                    Source::Records(backing) => {
+                        match follow::follow(&*backing, &sender, &backing.health).await {}
+                    }
+                    Source::Nodes(kube) => match kube.follow(&sender).await {},
+                }
+            });
             Follower { leases, task }
         });
         follower.leases.clone()
@@ -239,43 +277,56 @@ impl Store {
         own: watch::Sender<Kept>,
     ) -> Infallible {
         let around = Surroundings { attributes, leases: self.leases() };
-        registration::keep(self.backing(), self.terms, lease, around, own).await
-    }
-
-    /// What the store has said so far.
-    pub fn counts(&self) -> StoreCounts {
-        self.shared.backing.health.counts()
+        match &self.shared.source {
+            Source::Records(backing) => registration::keep(&**backing, self.terms, lease, around, own).await,
+            Source::Nodes(kube) => kube::keep(kube, lease, around, own).await,
+        }
     }
 
     /// Whether the store answers; follows every call made through any clone of the store.
     pub fn health(&self) -> watch::Receiver<StoreHealth> {
-        self.backing().health.subscribe()
+        match &self.shared.source {
+            Source::Records(backing) => backing.health.subscribe(),
+            Source::Nodes(kube) => kube.health.subscribe(),
+        }
+    }
+
+    /// What the store has said so far, for counters.
+    pub fn counts(&self) -> StoreCounts {
+        match &self.shared.source {
+            Source::Records(backing) => backing.health.counts(),
+            Source::Nodes(kube) => kube.health.counts(),
+        }
     }
 
     /// To be told when this host has moved to other addresses: what was asked over connections from
     /// the old ones is asked again at once, instead of when nobody has answered for a while.
     pub fn host_has_moved(&self) {
-        if let Kind::Etcd(etcd) = &self.backing().kind {
-            etcd.reconnect();
+        match &self.shared.source {
+            Source::Records(backing) => {
+                if let Kind::Etcd(etcd) = &backing.kind {
+                    etcd.reconnect();
+                }
+            }
+            Source::Nodes(kube) => kube.reconnect(),
         }
     }
 
     /// The leases of this moment. One try.
     pub async fn list(&self) -> Result<Listing, StoreError> {
-        Ok(registry::gather(self.backing()).await?.0)
+        match &self.shared.source {
+            Source::Records(backing) => Ok(registry::gather(&**backing).await?.0),
+            Source::Nodes(kube) => kube.list().await,
+        }
     }
 
     /// Takes a lease away, whoever holds it; says whether there was one. One try.
     pub async fn remove(&self, subnets: &Subnets) -> Result<bool, StoreError> {
-        while let Some(record) = self.backing().get(&subnets.key()).await? {
-            if let Written::Done(_) = self.backing().delete(&record).await? {
-                return Ok(true);
-            }
+        match &self.shared.source {
+            Source::Records(backing) => registry::remove(&**backing, subnets).await,
+            Source::Nodes(_) => Err(StoreError::Options(format!(
+                "the lease {subnets} belongs to its Node: it ends with that (`kubectl delete node …`)"
+            ))),
         }
-        Ok(false)
-    }
-
-    fn backing(&self) -> &Backing {
-        &self.shared.backing
     }
 }

@@ -175,6 +175,16 @@ pub(crate) async fn gather<R: Registry>(registry: &R) -> Result<(Listing, Revisi
     Ok((listing, revision))
 }
 
+/// Takes away the record of these subnets, whoever has written it; says whether there was one.
+pub(crate) async fn remove<R: Registry>(registry: &R, subnets: &Subnets) -> Result<bool, StoreError> {
+    while let Some(record) = registry.get(&subnets.key()).await? {
+        if let Written::Done(_) = registry.delete(&record).await? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// One of the stores, and how it fares.
 #[derive(Debug)]
 pub(crate) struct Backing {

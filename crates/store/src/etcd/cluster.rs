@@ -16,11 +16,11 @@ use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 use tracing::debug;
 
-use super::connect::Connector;
 use super::failure::{self, Next};
 use super::messages::{AUTHENTICATE, AuthenticateRequest, AuthenticateResponse};
 use super::options::EtcdOptions;
 use crate::StoreError;
+use crate::connect::Connector;
 
 /// How long a connection may take: name, TCP and TLS together.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);

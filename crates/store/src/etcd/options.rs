@@ -42,7 +42,7 @@ impl Default for EtcdOptions {
 }
 
 /// A text that is never shown.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Secret(pub String);
 
 impl fmt::Debug for Secret {

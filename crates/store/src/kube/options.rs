@@ -59,7 +59,6 @@ impl KubeOptions {
     ///
     /// Compatibility: without a slash one is appended; what then ends neither in a slash nor in a dash
     /// gets a dash.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the client, which comes next"))]
     pub(super) fn prefix(&self) -> Result<String, StoreError> {
         let typed = &self.annotation_prefix;
         let refuse = |why: &str| {

@@ -1,4 +1,4 @@
-//! From the name of an endpoint to a TCP connection.
+//! From the name of a server to a TCP connection.
 //!
 //! Names are resolved here and not by the C library: a statically linked glibc would load whatever
 //! the host's `nsswitch.conf` names into this process. `/etc/hosts` and `/etc/resolv.conf` are read
@@ -20,16 +20,16 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tower_service::Service;
 
-use super::anchored::Anchored;
+use crate::anchored::Anchored;
 
 /// How long one address may take to answer, when a name has several.
 const ADDRESS_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Connects to the host and port of a URI, for tonic.
 #[derive(Debug, Clone)]
-pub(super) struct Connector {
+pub(crate) struct Connector {
     /// Changes when this host has moved to other addresses.
-    pub(super) moves: watch::Receiver<u64>,
+    pub(crate) moves: watch::Receiver<u64>,
 }
 
 impl Service<Uri> for Connector {
@@ -47,7 +47,8 @@ impl Service<Uri> for Connector {
     }
 }
 
-async fn connect(uri: &Uri) -> io::Result<TcpStream> {
+/// Connects to the host and port of a URI, by the first address that answers.
+pub(crate) async fn connect(uri: &Uri) -> io::Result<TcpStream> {
     let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
     let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
     let addresses = resolve(host).await?;

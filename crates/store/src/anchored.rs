@@ -14,14 +14,14 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 /// A TCP connection that ends when the host has moved.
-pub(super) struct Anchored {
+pub(crate) struct Anchored {
     stream: TcpStream,
     /// Ready once the host has moved; none after that was told.
     moved: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 impl Anchored {
-    pub(super) fn new(stream: TcpStream, mut moves: watch::Receiver<u64>) -> Anchored {
+    pub(crate) fn new(stream: TcpStream, mut moves: watch::Receiver<u64>) -> Anchored {
         moves.mark_unchanged();
         let moved = async move {
             if moves.changed().await.is_err() {

@@ -1,0 +1,386 @@
+//! The follower: turns lists and watches of Nodes into the whole set of leases at every moment.
+//!
+//! Where the server can, it sends all Nodes as the beginning of the watch; where not, they are listed
+//! page by page first. A watch that ends is taken up where it was, by the version that the server names
+//! in its bookmarks; where that is too old, all is listed again, and nothing goes before that list is
+//! complete. While the server is away the last set stays published as it is.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use fabric::backend::Backend;
+use fabric::config::NetworkConfig;
+use fabric::lease::LeaseSet;
+use http::StatusCode;
+use http_body_util::BodyExt;
+use tokio::sync::watch;
+use tracing::{debug, info, warn};
+
+use super::client::{Ask, Stream};
+use super::failure::{self, Failure};
+use super::framing::{Items, Lines, TooLarge};
+use super::object::{self, Object};
+use super::record::{Families, OwnNode};
+use super::table::Table;
+use super::{Kube, encoded};
+use crate::backoff::{self, Backoff};
+
+/// How many Nodes are asked for at once where they are listed page by page: some 8 MB.
+const PAGE: usize = 500;
+/// How long a server may be silent in the midst of a list.
+const SILENT_IN_LIST: Duration = Duration::from_secs(30);
+/// How long a watch may be silent before the server is asked whether it is still there: a little more
+/// than the time between two bookmarks.
+const SILENT: Duration = Duration::from_secs(70);
+/// How long the server is asked to let a watch last, at least; they are spread over twice that.
+const WATCH_LASTS: u64 = 300;
+
+const RIGHT: &str =
+    "flannel needs the rights to get, list and watch nodes: see the ClusterRole in its manifest";
+const WATCH: &str = "watch the nodes";
+const LIST: &str = "list the nodes";
+
+/// Why following has stopped for the moment.
+#[derive(Debug)]
+enum End {
+    /// The server has ended the watch, as it does every few minutes.
+    Over,
+    /// It can go on from where it was, once the server is back.
+    Lost(Failure),
+    /// Changes were missed for good: list again. The reason, for the log.
+    StartOver(String),
+}
+
+impl From<Failure> for End {
+    fn from(failure: Failure) -> End {
+        End::Lost(failure)
+    }
+}
+
+/// What becomes of the entries of a watch.
+struct Fed {
+    leases_changed: bool,
+    own_changed: bool,
+    /// All Nodes have come.
+    is_complete: bool,
+}
+
+/// Publishes the leases for as long as it is polled.
+pub(super) async fn follow(kube: &Kube, leases: &watch::Sender<Option<LeaseSet>>) -> Infallible {
+    let mut backoff = Backoff::new();
+    let (families, selector) = loop {
+        match prepare(kube).await {
+            Ok(prepared) => break prepared,
+            Err(reason) => {
+                debug!(reason, "cannot follow the leases yet");
+                tokio::time::sleep(backoff.delay()).await;
+            }
+        }
+    };
+    let mut follower = Follower {
+        kube,
+        leases,
+        selector,
+        table: Table::new(kube.prefix.clone(), families),
+        own: None,
+        reached: None,
+        is_streaming: true,
+        backoff: Backoff::new(),
+    };
+    let (mut last_error, mut last_reason) = (String::new(), String::new());
+    loop {
+        let wait = match follower.run().await {
+            End::Over => {
+                debug!("the watch has ended, taking it up again");
+                backoff::up_to(Duration::from_millis(100))
+            }
+            End::Lost(failure) => {
+                kube.health.failed(&failure.error);
+                // What is the same again is not said again.
+                let error = failure.error.to_string();
+                if error != last_error {
+                    warn!(error, "lost sight of the leases, the last known ones stay in force");
+                    last_error = error;
+                }
+                let asked = failure.after.map(|after| after + backoff::up_to(after / 2));
+                follower.backoff.delay().max(asked.unwrap_or_default())
+            }
+            End::StartOver(reason) => {
+                follower.reached = None;
+                if reason != last_reason {
+                    info!(reason, "listing the nodes again");
+                    last_reason = reason;
+                }
+                follower.backoff.delay()
+            }
+        };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// The families of the network, and which Nodes matter.
+async fn prepare(kube: &Kube) -> Result<(Families, String), String> {
+    let text = kube.network_config().await.map_err(|error| error.to_string())?;
+    let config = NetworkConfig::from_json(&text).map_err(|error| error.to_string())?;
+    // Without a name our own Node is not told apart, which is no reason not to follow the others.
+    let name = kube.name().await.map_err(|error| error.to_string());
+    let selector = match config.backend {
+        // Nobody is sent to, so nobody else matters.
+        Backend::Alloc => {
+            format!("&fieldSelector=metadata.name%3D{}", encoded(name?))
+        }
+        _ => String::new(),
+    };
+    Ok((Families::from(&config), selector))
+}
+
+struct Follower<'a> {
+    kube: &'a Kube,
+    leases: &'a watch::Sender<Option<LeaseSet>>,
+    selector: String,
+    table: Table,
+    own: Option<OwnNode>,
+    /// The version of the Nodes that `table` is at; none if they have to be listed.
+    reached: Option<String>,
+    /// Whether the server sends all Nodes as the beginning of a watch, as far as we know.
+    is_streaming: bool,
+    backoff: Backoff,
+}
+
+impl Follower<'_> {
+    /// Follows until the watch ends.
+    async fn run(&mut self) -> End {
+        match self.try_run().await {
+            Err(end) => end,
+            Ok(never) => match never {},
+        }
+    }
+
+    async fn try_run(&mut self) -> Result<Infallible, End> {
+        if self.reached.is_none() {
+            self.table.begin();
+            if self.is_streaming {
+                match self.open(INITIAL).await {
+                    Ok(stream) => return self.read(stream, false).await,
+                    Err(failure) if is_not_understood(&failure) => {
+                        debug!(error = %failure.error, "the server sends no lists as watches");
+                        self.is_streaming = false;
+                    }
+                    Err(failure) => return Err(failure.into()),
+                }
+            }
+            let mut own = None;
+            let kube = self.kube;
+            let name = kube.known_name();
+            let table = &mut self.table;
+            let version = list(kube, &self.selector, &mut |object| {
+                if name.as_deref() == Some(&object.metadata.name) {
+                    own = Some(OwnNode::new(object, &kube.prefix));
+                }
+                table.insert(object);
+            })
+            .await?;
+            self.own = own;
+            self.complete(version);
+        }
+        let from = format!("&resourceVersion={}", self.reached.as_deref().unwrap_or_default());
+        let stream = match self.open(&from).await {
+            Err(failure) if failure.is(StatusCode::GONE) => {
+                return Err(End::StartOver(failure.error.to_string()));
+            }
+            outcome => outcome?,
+        };
+        self.read(stream, true).await
+    }
+
+    async fn open(&self, from: &str) -> Result<Stream, Failure> {
+        // Not all at the same moment: nodes that were started together would come back together.
+        let lasts = WATCH_LASTS + backoff::below(WATCH_LASTS as usize) as u64;
+        let path = format!(
+            "/api/v1/nodes?watch=1&allowWatchBookmarks=true&timeoutSeconds={lasts}{from}{}",
+            self.selector
+        );
+        self.kube.client.stream(&Ask::get(WATCH, path, RIGHT)).await
+    }
+
+    /// Reads a watch to its end.
+    async fn read(&mut self, mut stream: Stream, mut is_complete: bool) -> Result<Infallible, End> {
+        let mut lines = Lines::default();
+        let name = self.kube.known_name();
+        loop {
+            let patience = if is_complete { SILENT } else { SILENT_IN_LIST };
+            let Ok(frame) = tokio::time::timeout(patience, stream.body.frame()).await else {
+                if !is_complete {
+                    return Err(failure::too_late(LIST, &stream.server, patience).into());
+                }
+                // A server that is there answers this; it may just have nothing to say.
+                self.kube.ask_for_own_node().await.or_else(|failure| match failure.status {
+                    Some(_) => Ok(None),
+                    None => Err(failure),
+                })?;
+                continue;
+            };
+            let chunk = match frame {
+                None if is_complete => return Err(End::Over),
+                None => {
+                    return Err(failure::lost(LIST, &stream.server, "it has ended the list too early").into());
+                }
+                Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+                Some(Err(error)) => {
+                    return Err(failure::lost(WATCH, &stream.server, &failure::causes(&error)).into());
+                }
+            };
+            let server = &stream.server;
+            let mut fed = Fed { leases_changed: false, own_changed: false, is_complete };
+            lines.feed(&chunk, |line| self.feed(line, server, name.as_deref(), &mut fed))?;
+            if fed.is_complete && !is_complete {
+                is_complete = true;
+                let version = self.reached.clone().unwrap_or_default();
+                self.complete(version);
+            } else if is_complete {
+                if fed.own_changed {
+                    self.tell_own();
+                }
+                if fed.leases_changed {
+                    self.publish();
+                }
+                self.backoff.reset();
+                self.kube.health.answered();
+            }
+        }
+    }
+
+    /// Takes in one entry of a watch.
+    fn feed(&mut self, line: &[u8], server: &str, name: Option<&str>, fed: &mut Fed) -> Result<(), End> {
+        if line.is_empty() {
+            return Ok(());
+        }
+        let entry = match object::entry(line) {
+            Ok(entry) => entry,
+            Err(why) => return Err(failure::nonsense(WATCH, server, &why).into()),
+        };
+        let object = &entry.object;
+        let is_own = name == Some(&*object.metadata.name);
+        match &*entry.kind {
+            "ADDED" | "MODIFIED" => {
+                fed.leases_changed |= self.table.insert(object);
+                if is_own {
+                    let own = Some(OwnNode::new(object, &self.kube.prefix));
+                    fed.own_changed |= self.own != own;
+                    self.own = own;
+                }
+            }
+            "DELETED" => {
+                fed.leases_changed |= self.table.remove(&object.metadata.name);
+                if is_own {
+                    self.own = None;
+                    fed.own_changed = true;
+                }
+            }
+            "BOOKMARK" => {
+                let ends_list =
+                    object.any_annotation("k8s.io/initial-events-end").is_some_and(|value| value == "true");
+                fed.is_complete |= ends_list;
+            }
+            "ERROR" => {
+                let said = object.message.as_deref().unwrap_or("no reason given").to_owned();
+                return Err(match object.code {
+                    Some(410) => End::StartOver(said),
+                    Some(code) => {
+                        let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+                        failure::refused((WATCH, RIGHT), server, (status, None), said.as_bytes()).into()
+                    }
+                    None => failure::nonsense(WATCH, server, &said).into(),
+                });
+            }
+            other => debug!(kind = other, "an entry of the watch of a kind that is not known"),
+        }
+        let version = &object.metadata.resource_version;
+        if fed.is_complete && !version.is_empty() {
+            self.reached.get_or_insert_default().clear();
+            self.reached.get_or_insert_default().push_str(version);
+        }
+        Ok(())
+    }
+
+    /// All Nodes have come.
+    fn complete(&mut self, version: String) {
+        self.table.finish();
+        self.reached = Some(version);
+        self.tell_own();
+        // A set that is as it was wakes nobody.
+        if self.leases.borrow().as_ref() != Some(self.table.leases()) {
+            self.publish();
+        }
+        self.backoff.reset();
+        self.kube.health.answered();
+    }
+
+    fn publish(&self) {
+        self.leases.send_replace(Some(self.table.leases().clone()));
+    }
+
+    fn tell_own(&self) {
+        self.kube.seen.send_replace(Some(self.own.clone()));
+    }
+}
+
+const INITIAL: &str = "&sendInitialEvents=true&resourceVersionMatch=NotOlderThan";
+
+/// A server that does not know what is asked for, or is told not to do it.
+fn is_not_understood(failure: &Failure) -> bool {
+    failure.is(StatusCode::UNPROCESSABLE_ENTITY) || failure.is(StatusCode::BAD_REQUEST)
+}
+
+impl From<TooLarge> for End {
+    fn from(_: TooLarge) -> End {
+        End::StartOver("the server has sent more than any node can be".to_owned())
+    }
+}
+
+/// Hands all Nodes to `each`, page by page; the version that they are at.
+pub(super) async fn list(
+    kube: &Kube,
+    selector: &str,
+    each: &mut (dyn FnMut(&Object<'_>) + Send),
+) -> Result<String, Failure> {
+    let mut next = String::new();
+    loop {
+        let path = format!("/api/v1/nodes?limit={PAGE}{next}{selector}");
+        let mut stream = kube.client.stream(&Ask::get(LIST, path, RIGHT)).await?;
+        let mut items = Items::default();
+        loop {
+            let frame = tokio::time::timeout(SILENT_IN_LIST, stream.body.frame());
+            let frame = frame.await.map_err(|_| failure::too_late(LIST, &stream.server, SILENT_IN_LIST))?;
+            let chunk = match frame {
+                None => break,
+                Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+                Some(Err(error)) => {
+                    return Err(failure::lost(LIST, &stream.server, &failure::causes(&error)));
+                }
+            };
+            items
+                .feed(&chunk, |item| match object::object(item) {
+                    Ok(object) => {
+                        each(&object);
+                        Ok(())
+                    }
+                    Err(why) => Err(Unreadable(why)),
+                })
+                .map_err(|Unreadable(why)| failure::nonsense(LIST, &stream.server, &why))?;
+        }
+        let end = items.end().map_err(|why| failure::nonsense(LIST, &stream.server, &why))?;
+        if end.r#continue.is_empty() {
+            return Ok(end.resource_version);
+        }
+        next = format!("&continue={}", encoded(&end.r#continue));
+    }
+}
+
+struct Unreadable(String);
+
+impl From<TooLarge> for Unreadable {
+    fn from(_: TooLarge) -> Unreadable {
+        Unreadable("a node that is larger than any can be".to_owned())
+    }
+}
