@@ -14,6 +14,7 @@
 
 pub mod address;
 mod apply;
+pub mod arp;
 pub mod bridge;
 pub mod bus;
 pub mod command;

@@ -26,6 +26,10 @@ pub const LOOPBACK: u32 = libc::IFF_LOOPBACK as u32;
 pub const POINT_TO_POINT: u32 = libc::IFF_POINTOPOINT as u32;
 /// `IFF_RUNNING` in [`Link::flags`]: operational.
 pub const RUNNING: u32 = libc::IFF_RUNNING as u32;
+/// `IFF_LOWER_UP` in [`Link::flags`]: there is a carrier.
+pub const LOWER_UP: u32 = libc::IFF_LOWER_UP as u32;
+/// `IFF_NOARP` in [`Link::flags`]: nobody's Ethernet address is asked for.
+pub const NO_ARP: u32 = libc::IFF_NOARP as u32;
 /// `IFF_PROMISC` in [`Link::flags`].
 pub const PROMISCUOUS: u32 = libc::IFF_PROMISC as u32;
 

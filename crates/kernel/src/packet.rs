@@ -11,8 +11,8 @@ use rustix::io::Errno;
 
 use crate::error::KernelError;
 
-/// `ETH_P_IP` in the order of the network.
-const IPV4: u16 = (libc::ETH_P_IP as u16).to_be();
+/// `ETH_P_IP`
+const IPV4: u16 = libc::ETH_P_IP as u16;
 /// The port of DHCP clients.
 const CLIENT_PORT: u32 = 68;
 
@@ -26,41 +26,17 @@ pub struct DhcpSocket {
 impl DhcpSocket {
     /// Opens one on the device of that number.
     pub fn open(index: u32) -> Result<DhcpSocket, KernelError> {
-        let failed =
-            |errno| KernelError::system(format!("open a packet socket on device number {index}"), errno);
-        // Protocol 0: nothing arrives before the filter stands and the device is chosen.
-        let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-        // SAFETY: socket(2) takes numbers only.
-        let number = check(unsafe { libc::socket(libc::AF_PACKET, kind, 0) }).map_err(failed)?;
-        // SAFETY: the descriptor was just made and belongs to nobody else.
-        let fd = unsafe { OwnedFd::from_raw_fd(number) };
-        attach_filter(&fd).map_err(failed)?;
-        let address = link_address(index, [0; 6]);
-        let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-        // SAFETY: the kernel reads one sockaddr_ll, which the pointer leads to, while this call lasts.
-        check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length) }).map_err(failed)?;
+        let fd = open(IPV4, index, attach_filter).map_err(|errno| {
+            KernelError::system(format!("open a packet socket on device number {index}"), errno)
+        })?;
         Ok(DhcpSocket { fd, index })
     }
 
     /// Sends an IPv4 packet to everybody on the network of the device.
     pub fn broadcast(&self, packet: &[u8]) -> Result<(), KernelError> {
-        let address = link_address(self.index, [0xff; 6]);
-        let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-        // SAFETY: the kernel reads the packet and one sockaddr_ll while this call lasts; both live longer.
-        let sent = unsafe {
-            libc::sendto(
-                self.fd.as_raw_fd(),
-                packet.as_ptr().cast(),
-                packet.len(),
-                0,
-                (&raw const address).cast(),
-                length,
-            )
-        };
-        if sent >= 0 {
-            return Ok(());
-        }
-        Err(KernelError::system(format!("send a packet on device number {}", self.index), last_error()))
+        broadcast(&self.fd, IPV4, self.index, packet).map_err(|errno| {
+            KernelError::system(format!("send a packet on device number {}", self.index), errno)
+        })
     }
 
     /// The next IPv4 packet, if one is waiting. That the device is down is told once, as an error.
@@ -79,13 +55,51 @@ impl AsFd for DhcpSocket {
     }
 }
 
+/// Opens a packet socket for a protocol (`ETH_P_*`) on a device.
+pub(crate) fn open(
+    protocol: u16,
+    index: u32,
+    prepare: impl FnOnce(&OwnedFd) -> Result<(), Errno>,
+) -> Result<OwnedFd, Errno> {
+    // Protocol 0: nothing arrives before the filter stands and the device is chosen.
+    let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: socket(2) takes numbers only.
+    let number = check(unsafe { libc::socket(libc::AF_PACKET, kind, 0) })?;
+    // SAFETY: the descriptor was just made and belongs to nobody else.
+    let fd = unsafe { OwnedFd::from_raw_fd(number) };
+    prepare(&fd)?;
+    let address = link_address(protocol, index, [0; 6]);
+    let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: the kernel reads one sockaddr_ll, which the pointer leads to, while this call lasts.
+    check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length) })?;
+    Ok(fd)
+}
+
+/// Sends a packet to everybody on the network of a device.
+pub(crate) fn broadcast(fd: &OwnedFd, protocol: u16, index: u32, packet: &[u8]) -> Result<(), Errno> {
+    let address = link_address(protocol, index, [0xff; 6]);
+    let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: the kernel reads the packet and one sockaddr_ll while this call lasts; both live longer.
+    let sent = unsafe {
+        libc::sendto(
+            fd.as_raw_fd(),
+            packet.as_ptr().cast(),
+            packet.len(),
+            0,
+            (&raw const address).cast(),
+            length,
+        )
+    };
+    if sent >= 0 { Ok(()) } else { Err(last_error()) }
+}
+
 /// An Ethernet address of the network of a device.
-fn link_address(index: u32, mac: [u8; 6]) -> libc::sockaddr_ll {
+fn link_address(protocol: u16, index: u32, mac: [u8; 6]) -> libc::sockaddr_ll {
     let mut octets = [0; 8];
     octets[..6].copy_from_slice(&mac);
     libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
-        sll_protocol: IPV4,
+        sll_protocol: protocol.to_be(),
         sll_ifindex: index as i32,
         sll_hatype: 0,
         sll_pkttype: 0,

@@ -1,31 +1,35 @@
 //! Addresses and routes of a container's interface: giving them, and looking whether they are still there.
 
 use std::io::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use cni::{AddResult, Error, Request, Route};
+use fabric::Mac;
 use ipnet::IpNet;
 use kernel::link::{self, Operational};
 use kernel::netlink::Socket;
 use kernel::netns::Namespace;
 use kernel::pod::{self, DuplicateDetection, Refused};
 use kernel::route::{self, FoundTarget};
-use kernel::{KernelError, address, sysctl};
+use kernel::{KernelError, address, arp, sysctl};
 
 use crate::container::{inside, sandbox};
 
-/// Whether others on the network are asked first if they have an IPv6 address.
+/// Whether others on the network are asked first if they have an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Detection {
     /// Nobody is: the network is this node's own.
     Off,
     /// They are.
     On,
-    /// They are unless the kernel's settings say otherwise.
+    /// They are, for IPv6 unless the kernel's settings say otherwise.
     KernelDefault,
 }
+
+/// How long hardware may take to have a carrier; without one there is nobody to be asked.
+const CARRIER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long the check for duplicate IPv6 addresses may take.
 const DETECTION_PATIENCE: Duration = Duration::from_secs(5);
@@ -54,6 +58,9 @@ pub(crate) fn configure_with(
     let flag = if detection == Detection::Off { DuplicateDetection::Off } else { DuplicateDetection::On };
     inside(namespace, ifname, |socket, index| {
         prepare(detection, ifname, addresses.iter().any(|net| net.addr().is_ipv6()))?;
+        if detection != Detection::Off {
+            refuse_claimed(socket, index, ifname, &addresses)?;
+        }
         let mut routes = first(index);
         let wanted = result.routes.iter();
         routes.extend(wanted.map(|it| kernel_route(it, gateway(it.dst.addr().is_ipv4()), index)));
@@ -77,6 +84,50 @@ pub(crate) fn configure_with(
         }
         Ok(())
     })
+}
+
+/// Fails if somebody else on the network has one of the IPv4 addresses. For IPv6 the kernel asks.
+fn refuse_claimed(socket: &mut Socket, index: u32, ifname: &str, addresses: &[IpNet]) -> Result<(), Error> {
+    let v4 = |net: &IpNet| if let IpAddr::V4(v4) = net.addr() { Some(v4) } else { None };
+    let v4: Vec<Ipv4Addr> = addresses.iter().filter_map(v4).collect();
+    if v4.is_empty() {
+        return Ok(());
+    }
+    link::set_up(socket, index)
+        .map_err(|error| Error::internal(format!("failed to set {ifname:?} UP: {error}")))?;
+    let Some(own) = mac_with_carrier(socket, index)? else { return Ok(()) };
+    match arp::claimed(index, own, &v4) {
+        Ok(None) => Ok(()),
+        Ok(Some((address, mac))) => Err(Error::internal(format!(
+            "failed to add IP addr {address} to {ifname:?}: it is in use on the network, by {mac}"
+        ))
+        .details(
+            "give the container another address, or the range of IPAM one that is free; \"enabledad\": false \
+             lets nobody be asked",
+        )),
+        // It is a precaution: what cannot be asked keeps nobody from an address.
+        Err(error) => {
+            let _ = writeln!(std::io::stderr().lock(), "{error}");
+            Ok(())
+        }
+    }
+}
+
+/// A device's Ethernet address once it has a carrier; none if it gets none, or is no device for ARP.
+fn mac_with_carrier(socket: &mut Socket, index: u32) -> Result<Option<Mac>, Error> {
+    let end = Instant::now() + CARRIER_PATIENCE;
+    loop {
+        let link = link::by_index(socket, index).map_err(|error| Error::internal(error.to_string()))?;
+        let Some(link) = link.filter(|link| link.flags & link::NO_ARP == 0) else { return Ok(None) };
+        if link.flags & link::LOWER_UP != 0 {
+            return Ok(link.mac);
+        }
+        let is_hardware = link.kind.name().is_empty();
+        if !is_hardware || Instant::now() > end {
+            return Ok(None);
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Settings of the kernel that have to be there before the addresses.

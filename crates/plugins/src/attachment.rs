@@ -86,6 +86,8 @@ fn run(
         result.ips.iter_mut().for_each(|ip| ip.interface = Some(0));
         result.routes = given.routes;
         result.dns = given.dns;
+        let unwanted = request.config.object().boolean("enabledad")? == Some(false);
+        let detection = if unwanted { Detection::Off } else { detection };
         addressing::configure(namespace, detection, ifname, &result)?;
     } else {
         container::set_up(namespace, ifname)?;

@@ -277,6 +277,35 @@ fn pods_on_one_device_reach_each_other_by_macvlan() {
 }
 
 #[test]
+fn an_address_that_somebody_on_the_network_has_is_refused() {
+    if !possible() {
+        return;
+    }
+    let node = wired();
+    if !has(&node, MACVLAN) {
+        return;
+    }
+    let ipam = json!({"type": "static", "addresses": [{"address": "10.5.0.9/24"}]});
+    let [first, mut second] = ["a", "b"].map(|id| {
+        let mut call =
+            call(&node, "macvlan", id, json!({"master": "eth9", "mac": format!("02:00:00:00:00:0{id}")}));
+        call.config["ipam"] = ipam.clone();
+        call
+    });
+    node.succeed("ADD", &first);
+    let msg = "failed to add IP addr 10.5.0.9 to \"eth0\": it is in use on the network, by 02:00:00:00:00:0a";
+    assert_eq!(node.fail("ADD", &second)["msg"], msg);
+    assert_gone(&node, &second);
+    second.config["enabledad"] = json!(false);
+    node.succeed("ADD", &second);
+    node.succeed("DEL", &second);
+    // Once nobody has it any more.
+    node.succeed("DEL", &first);
+    second.config["enabledad"] = json!(true);
+    node.succeed("ADD", &second);
+}
+
+#[test]
 fn a_macvlan_device_may_stand_on_one_of_the_pod() {
     if !possible() {
         return;
