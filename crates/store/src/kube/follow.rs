@@ -329,7 +329,10 @@ const INITIAL: &str = "&sendInitialEvents=true&resourceVersionMatch=NotOlderThan
 
 /// A server that does not know what is asked for, or is told not to do it.
 fn is_not_understood(failure: &Failure) -> bool {
-    failure.is(StatusCode::UNPROCESSABLE_ENTITY) || failure.is(StatusCode::BAD_REQUEST)
+    // The last is what a server says whose etcd is too old for it, as Debian's is.
+    [StatusCode::UNPROCESSABLE_ENTITY, StatusCode::BAD_REQUEST, StatusCode::INTERNAL_SERVER_ERROR]
+        .into_iter()
+        .any(|status| failure.is(status))
 }
 
 impl From<TooLarge> for End {
