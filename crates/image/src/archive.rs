@@ -17,21 +17,34 @@ use crate::{Architecture, Files};
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
 /// An image: the same for each platform, but for the programs.
 #[derive(Debug, Clone)]
 pub struct Image {
     /// With registry and tag, as a manifest asks for it: `example.org/a/b:v1`.
     pub name: String,
-    /// What its containers run unless told otherwise.
+    /// What its containers run, with whatever arguments they are given.
     pub entrypoint: Vec<String>,
+    /// What its containers run, or the arguments, unless others are given.
+    pub command: Vec<String>,
     /// `org.opencontainers.image.…` and others.
     pub labels: BTreeMap<String, String>,
     /// The time of everything in it, in seconds since 1970.
     pub time: u64,
     /// One or more, of different architectures.
     pub platforms: Vec<Platform>,
+    /// How files are packed.
+    pub packing: Packing,
+}
+
+/// What an archive should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packing {
+    /// Small, to be carried far.
+    Small,
+    /// Made at once, to be loaded at once.
+    Quick,
 }
 
 /// An image's files for one processor.
@@ -109,23 +122,29 @@ impl Image {
 
     fn pack(&self, platform: &Platform) -> Result<Packed> {
         let tar = platform.files.tar(self.time)?;
-        let mut gzip = GzBuilder::new().write(Vec::new(), Compression::best());
-        gzip.write_all(&tar)?;
-        let layer = Blob::new(gzip.finish()?);
+        let contained = digest(&tar);
+        let (layer, media_type) = match self.packing {
+            Packing::Small => {
+                let mut gzip = GzBuilder::new().write(Vec::new(), Compression::best());
+                gzip.write_all(&tar)?;
+                (Blob::new(gzip.finish()?), format!("{LAYER}+gzip"))
+            }
+            Packing::Quick => (Blob { digest: contained.clone(), content: tar }, LAYER.to_owned()),
+        };
         let created = date(self.time);
         let config = Blob::json(&json!({
             "architecture": platform.architecture.name(),
             "os": "linux",
             "created": created,
-            "config": { "Entrypoint": self.entrypoint, "Env": ["PATH=/opt/bin"], "Labels": self.labels },
-            "rootfs": { "type": "layers", "diff_ids": [digest(&tar)] },
+            "config": { "Entrypoint": self.entrypoint, "Cmd": self.command, "Env": ["PATH=/opt/bin:/bin"], "Labels": self.labels },
+            "rootfs": { "type": "layers", "diff_ids": [contained] },
             "history": [{ "created": created }],
         }));
         let manifest = Blob::json(&json!({
             "schemaVersion": 2,
             "mediaType": MANIFEST,
             "config": config.describe(CONFIG),
-            "layers": [layer.describe(LAYER)],
+            "layers": [layer.describe(&media_type)],
             "annotations": self.labels,
         }));
         Ok(Packed { architecture: platform.architecture, manifest, config, layer })
@@ -207,9 +226,11 @@ mod tests {
         Image {
             name: "example.org:5000/a/b:v1".to_owned(),
             entrypoint: vec!["/opt/bin/run".to_owned()],
+            command: Vec::new(),
             labels: BTreeMap::from([("org.opencontainers.image.title".to_owned(), "b".to_owned())]),
             time: 1_000_000_000,
             platforms: architectures.iter().map(platform).collect(),
+            packing: Packing::Small,
         }
     }
 
@@ -260,6 +281,15 @@ mod tests {
         for path in [&docker["Config"], &docker["Layers"][0]] {
             assert!(files.contains_key(path.as_str().unwrap()), "{path}");
         }
+    }
+
+    #[test]
+    fn a_quick_archive_holds_the_same_files() {
+        let quick = Image { packing: Packing::Quick, ..image(&[Architecture::Arm64]) };
+        let files = unpack(&quick.archive().unwrap());
+        let manifest = parse(&follow(&files, &parse(&files["index.json"])["manifests"][0]));
+        assert_eq!(manifest["layers"][0]["mediaType"], LAYER);
+        assert_eq!(unpack(&follow(&files, &manifest["layers"][0]))["opt/bin/run"], b"arm64");
     }
 
     #[test]

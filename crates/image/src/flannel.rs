@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Files, Image, Platform, static_architecture};
+use crate::{Files, Image, Packing, Platform, static_architecture};
 
 /// The programs in the image.
 pub const PROGRAMS: [&str; 3] = ["flanneld", "flannelctl", "flannel-cni"];
@@ -56,7 +56,8 @@ impl Image {
             labels.extend([label("revision", revision)]);
         }
         let entrypoint = vec![format!("/{DIRECTORY}/flanneld")];
-        Image { name: name.to_owned(), entrypoint, labels, time, platforms }
+        let packing = Packing::Small;
+        Image { name: name.to_owned(), entrypoint, command: Vec::new(), labels, time, platforms, packing }
     }
 }
 

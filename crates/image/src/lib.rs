@@ -15,7 +15,7 @@ mod files;
 mod flannel;
 mod sbom;
 
-pub use archive::{Image, Platform};
+pub use archive::{Image, Packing, Platform};
 pub use elf::{Architecture, static_architecture};
 pub use files::Files;
 pub use flannel::{PROGRAMS, platform};
