@@ -7,6 +7,7 @@ mod api_server;
 mod certificates;
 mod cluster;
 mod connection;
+mod flannel_image;
 mod pods;
 mod programs;
 mod sample;

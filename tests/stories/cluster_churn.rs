@@ -6,6 +6,8 @@
 //!                 switch: API server
 //! ```
 
+use std::collections::BTreeSet;
+
 use anyhow::ensure;
 use flannel_rs_tests::kubernetes::{PATIENCE, PodSpec, Proxy, Shape, cluster_story};
 use lab::wait_for;
@@ -53,12 +55,8 @@ fn forty_four_pods_leave_nothing() {
     });
 }
 
-/// Rules without their counters and in no order.
-fn lines(rules: &str) -> Vec<String> {
-    let mut lines: Vec<String> = rules
-        .lines()
-        .map(|line| line.split(" counter packets").next().unwrap_or_default().trim().to_owned())
-        .collect();
-    lines.sort();
-    lines
+/// Rules without their counters.
+fn lines(rules: &str) -> BTreeSet<String> {
+    let rule = |line: &str| line.split(" counter packets").next().unwrap_or_default().trim().to_owned();
+    rules.lines().map(rule).collect()
 }

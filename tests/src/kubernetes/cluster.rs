@@ -10,7 +10,8 @@ use lab::{Binaries, Lab, Node, Process, Topology, wait_for};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::api_server::{ApiServer, SERVICES};
+use super::api_server::{ApiServer, MANIFEST, SERVICES};
+use super::flannel_image::flannel_image;
 use super::programs::is_available;
 use crate::image;
 use crate::machine::Machine;
@@ -37,7 +38,7 @@ const AGENT: &str = "FLANNEL_TEST_AGENT";
 impl Shape {
     /// With our agent, or the one that the environment asks for.
     pub fn new(proxy: Proxy) -> Shape {
-        let agent = env::var(AGENT).map_or(Agent::None, |agent| Agent::parse(&agent));
+        let agent = env::var(AGENT).map_or(Agent::Ours, |agent| Agent::parse(&agent));
         Shape { proxy, agent }
     }
 }
@@ -64,8 +65,8 @@ pub enum Proxy {
 /// How flanneld gets onto the nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Agent {
-    /// Not at all: nodes have no network until somebody applies a manifest.
-    None,
+    /// As `deploy/kube-flannel.yml` has it, in an image of the programs that were just built.
+    Ours,
     /// This program runs on every node, beside kubelet, on our plugins.
     Process(PathBuf),
     /// As a DaemonSet.
@@ -114,9 +115,17 @@ impl<'lab> Cluster<'lab> {
     /// Starts everything; does not wait for nodes to be ready.
     pub fn start(lab: &'lab Lab, shape: &Shape) -> Result<Cluster<'lab>> {
         let mut images = vec![write_image(lab)?];
-        if let Agent::DaemonSet { image, .. } = &shape.agent {
-            images.push(image.clone());
-        }
+        let manifest = match &shape.agent {
+            Agent::Ours => {
+                images.push(flannel_image()?);
+                Some(PathBuf::from(MANIFEST))
+            }
+            Agent::DaemonSet { manifest, image } => {
+                images.push(image.clone());
+                Some(manifest.clone())
+            }
+            Agent::Process(_) => None,
+        };
         // Machines and the API server have nothing to wait for each other for.
         let (api, nodes) = std::thread::scope(|scope| {
             let machines: Vec<_> =
@@ -135,7 +144,7 @@ impl<'lab> Cluster<'lab> {
                 cluster.start_agent(number, program)?;
             }
         }
-        if let Agent::DaemonSet { manifest, .. } = &shape.agent {
+        if let Some(manifest) = manifest {
             cluster.api.kubectl(&["apply", "-f", &manifest.display().to_string()])?;
         }
         Ok(cluster)
