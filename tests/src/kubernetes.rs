@@ -7,6 +7,7 @@ mod api_server;
 mod certificates;
 mod cluster;
 mod connection;
+mod manifests;
 mod flannel_image;
 mod pods;
 mod programs;
@@ -16,6 +17,7 @@ pub use api_server::ApiServer;
 pub use cluster::{
     Agent, Cluster, PATIENCE, Proxy, Shape, TEST_POD, cluster_story, condition, test_pod_program,
 };
+pub use manifests::Manifests;
 pub use pods::{PORT, PodSpec, TestPod, ask};
 pub use programs::{Programs, is_available};
 pub use sample::SampleNode;

@@ -7,6 +7,7 @@ mod address_change;
 mod api_server;
 mod attach;
 mod bad_leases;
+mod chart;
 mod cluster_changes;
 mod cluster_churn;
 mod cluster_manifests;
