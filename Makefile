@@ -10,8 +10,7 @@ RELEASE := target/$(TARGET)/release
 DEBUG   := target/$(TARGET)/debug
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 DIST    := flannel-rs-$(VERSION)-$(TARGET)
-# What manifests ask for, and the directories with the programs in it, one for each processor.
-IMAGE    ?= ghcr.io/flannel-rs/flannel-rs:v$(VERSION)
+# Directories with the programs in the image, one for each processor.
 PROGRAMS ?= $(RELEASE)
 # Archives of one commit are the same bytes whoever packs them.
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
@@ -87,7 +86,7 @@ install: ## Install the release binaries, plugins and systemd unit (PREFIX, CNI_
 
 image: build ## Pack the release binaries into a container image in dist/ (IMAGE, PROGRAMS for more processors)
 	@mkdir -p dist
-	@$(PACK) image --name $(IMAGE) --revision "$$(git rev-parse HEAD 2>/dev/null)" \
+	@$(PACK) image $(IMAGE:%=--name %) --revision "$$(git rev-parse HEAD 2>/dev/null)" \
 	  --out dist/flannel-rs-$(VERSION)-image.tar $(PROGRAMS)
 	@$(SBOM)
 

@@ -6,13 +6,17 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{Files, Image, Packing, Platform, static_architecture};
 
+/// The name of the image, as the manifests in `deploy/` ask for it.
+pub const NAME: &str = concat!("ghcr.io/flannel-rs/flannel-rs:v", env!("CARGO_PKG_VERSION"));
+
 /// The programs in the image.
 pub const PROGRAMS: [&str; 3] = ["flanneld", "flannelctl", "flannel-cni"];
 
 /// Compatibility: the original's manifests call `/opt/bin/flanneld`.
 const DIRECTORY: &str = "opt/bin";
 /// What the manifests mount something on: the root is read-only.
-const MOUNTS: [&str; 5] = ["run/flannel", "etc/kube-flannel", "etc/cni/net.d", "opt/cni/bin", "host"];
+const MOUNTS: [&str; 6] =
+    ["run/flannel", "etc/kube-flannel", "etc/cni/net.d", "opt/cni/bin", "var/lib/cni/networks", "host"];
 
 /// The files for one processor, from programs by their names.
 pub fn platform(programs: Vec<(&str, Vec<u8>)>) -> Result<Platform> {
@@ -66,6 +70,33 @@ mod tests {
     use super::*;
     use crate::Architecture;
     use crate::elf::tests::program;
+
+    /// What follows a key in the manifest, wherever it is.
+    fn values<'text>(manifest: &'text str, key: &str) -> Vec<&'text str> {
+        let values: Vec<_> = manifest
+            .lines()
+            .filter_map(|line| line.trim().trim_start_matches("- ").strip_prefix(key))
+            .collect();
+        assert!(!values.is_empty(), "the manifest has no {key}");
+        values.into_iter().map(str::trim).collect()
+    }
+
+    #[test]
+    fn the_manifest_asks_for_this_image_and_for_what_is_in_it() {
+        let manifest = include_str!("../../../deploy/kube-flannel.yml");
+        for image in values(manifest, "image:") {
+            assert_eq!(image, NAME);
+        }
+        for program in values(manifest, &format!("/{DIRECTORY}/")) {
+            assert!(PROGRAMS.contains(&program), "there is no {program}");
+        }
+        for mount in values(manifest, "mountPath:") {
+            assert!(
+                MOUNTS.contains(&mount.trim_matches('/')),
+                "{mount} could not be made in a read-only root"
+            );
+        }
+    }
 
     #[test]
     fn programs_of_two_processors_do_not_get_into_one_image() {

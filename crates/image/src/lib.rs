@@ -18,5 +18,5 @@ mod sbom;
 pub use archive::{Image, Packing, Platform};
 pub use elf::{Architecture, static_architecture};
 pub use files::Files;
-pub use flannel::{PROGRAMS, platform};
+pub use flannel::{NAME, PROGRAMS, platform};
 pub use sbom::Bill;

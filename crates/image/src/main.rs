@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
-use image::{Bill, Image, PROGRAMS, Platform, platform};
+use image::{Bill, Image, NAME, PROGRAMS, Platform, platform};
 
 /// Packs the programs of flannel-rs into a container image, and lists what they are made of.
 #[derive(Debug, Parser)]
@@ -30,7 +30,7 @@ enum Command {
     /// Pack an image that containerd, podman and docker can load.
     Image {
         /// With registry and tag.
-        #[arg(long)]
+        #[arg(long, default_value = NAME)]
         name: String,
         /// The archive to write.
         #[arg(long, value_name = "FILE")]
