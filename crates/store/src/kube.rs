@@ -63,8 +63,8 @@ pub(crate) struct Kube {
     pub(crate) health: Health,
     /// Our own Node as the follower sees it: none until it has seen all, none inside if there is none.
     seen: watch::Sender<Option<Option<OwnNode>>>,
-    /// The network that our lease was acquired for.
-    config: Mutex<Option<NetworkConfig>>,
+    /// The network that our lease was acquired for, and our Node as it was left then.
+    acquired: Mutex<Option<(NetworkConfig, OwnNode)>>,
     /// What we were not permitted to do, until when it is not tried again.
     forbidden: Mutex<HashMap<&'static str, Instant>>,
 }
@@ -88,7 +88,7 @@ impl Kube {
             name,
             health: Health::new(),
             seen: watch::Sender::new(None),
-            config: Mutex::default(),
+            acquired: Mutex::default(),
             forbidden: Mutex::default(),
         })
     }
@@ -137,7 +137,7 @@ impl Kube {
         let config =
             NetworkConfig::from_json(&text).map_err(|error| StoreError::Options(error.to_string()))?;
         let mut table = Table::new(self.prefix.clone(), Families::from(&config));
-        let listed = follow::list(self, "", &mut |object| {
+        let listed = follow::list(self, ("", ""), &mut |object| {
             table.insert(object);
         })
         .await;
@@ -253,8 +253,8 @@ impl Kube {
         self.forbidden.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn config(&self) -> std::sync::MutexGuard<'_, Option<NetworkConfig>> {
-        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    fn acquired(&self) -> std::sync::MutexGuard<'_, Option<(NetworkConfig, OwnNode)>> {
+        self.acquired.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -281,3 +281,8 @@ fn encoded(text: &str) -> String {
 pub(crate) fn node_of(kube: &Arc<Kube>) -> KubeNode {
     KubeNode { kube: Arc::clone(kube) }
 }
+
+#[cfg(test)]
+mod mock;
+#[cfg(test)]
+mod tests;

@@ -84,7 +84,7 @@ pub(super) async fn follow(kube: &Kube, leases: &watch::Sender<Option<LeaseSet>>
         table: Table::new(kube.prefix.clone(), families),
         own: None,
         reached: None,
-        is_streaming: true,
+        newest: None,
         backoff: Backoff::new(),
     };
     let (mut last_error, mut last_reason) = (String::new(), String::new());
@@ -106,7 +106,7 @@ pub(super) async fn follow(kube: &Kube, leases: &watch::Sender<Option<LeaseSet>>
                 follower.backoff.delay().max(asked.unwrap_or_default())
             }
             End::StartOver(reason) => {
-                follower.reached = None;
+                follower.newest = follower.reached.take();
                 if reason != last_reason {
                     info!(reason, "listing the nodes again");
                     last_reason = reason;
@@ -142,8 +142,8 @@ struct Follower<'a> {
     own: Option<OwnNode>,
     /// The version of the Nodes that `table` is at; none if they have to be listed.
     reached: Option<String>,
-    /// Whether the server sends all Nodes as the beginning of a watch, as far as we know.
-    is_streaming: bool,
+    /// The last such version: a list must not be older.
+    newest: Option<String>,
     backoff: Backoff,
 }
 
@@ -159,21 +159,22 @@ impl Follower<'_> {
     async fn try_run(&mut self) -> Result<Infallible, End> {
         if self.reached.is_none() {
             self.table.begin();
-            if self.is_streaming {
-                match self.open(INITIAL).await {
-                    Ok(stream) => return self.read(stream, false).await,
-                    Err(failure) if is_not_understood(&failure) => {
-                        debug!(error = %failure.error, "the server sends no lists as watches");
-                        self.is_streaming = false;
-                    }
-                    Err(failure) => return Err(failure.into()),
+            match self.stream_all().await {
+                Err(End::Lost(failure)) if self.reached.is_none() && is_not_offered(&failure) => {
+                    debug!(error = %failure.error, "the server sends no lists as watches");
                 }
+                outcome => return outcome,
             }
             let mut own = None;
             let kube = self.kube;
             let name = kube.known_name();
             let table = &mut self.table;
-            let version = list(kube, &self.selector, &mut |object| {
+            // From the server's memory, which spares its etcd. It may be behind: not behind what we know.
+            let at = match self.newest.take() {
+                None => "&resourceVersion=0".to_owned(),
+                Some(version) => format!("&resourceVersion={version}&resourceVersionMatch=NotOlderThan"),
+            };
+            let version = list(kube, (&self.selector, &at), &mut |object| {
                 if name.as_deref() == Some(&object.metadata.name) {
                     own = Some(OwnNode::new(object, &kube.prefix));
                 }
@@ -191,6 +192,12 @@ impl Follower<'_> {
             outcome => outcome?,
         };
         self.read(stream, true).await
+    }
+
+    /// Has all Nodes sent as the beginning of the watch.
+    async fn stream_all(&mut self) -> Result<Infallible, End> {
+        let stream = self.open(INITIAL).await?;
+        self.read(stream, false).await
     }
 
     async fn open(&self, from: &str) -> Result<Stream, Failure> {
@@ -327,12 +334,12 @@ impl Follower<'_> {
 
 const INITIAL: &str = "&sendInitialEvents=true&resourceVersionMatch=NotOlderThan";
 
-/// A server that does not know what is asked for, or is told not to do it.
-fn is_not_understood(failure: &Failure) -> bool {
-    // The last is what a server says whose etcd is too old for it, as Debian's is.
+/// A server that does not know what is asked for, is told not to do it, or has an etcd that is too old
+/// for it (3.4.24 and before); that one is sorry only after it has agreed.
+fn is_not_offered(failure: &Failure) -> bool {
     [StatusCode::UNPROCESSABLE_ENTITY, StatusCode::BAD_REQUEST, StatusCode::INTERNAL_SERVER_ERROR]
-        .into_iter()
-        .any(|status| failure.is(status))
+        .iter()
+        .any(|status| failure.is(*status))
 }
 
 impl From<TooLarge> for End {
@@ -341,13 +348,14 @@ impl From<TooLarge> for End {
     }
 }
 
-/// Hands all Nodes to `each`, page by page; the version that they are at.
+/// Hands all Nodes to `each`, page by page if the server likes; the version that they are at. `at` says
+/// which version is wanted: the newest, if it is empty.
 pub(super) async fn list(
     kube: &Kube,
-    selector: &str,
+    (selector, at): (&str, &str),
     each: &mut (dyn FnMut(&Object<'_>) + Send),
 ) -> Result<String, Failure> {
-    let mut next = String::new();
+    let mut next = at.to_owned();
     loop {
         let path = format!("/api/v1/nodes?limit={PAGE}{next}{selector}");
         let mut stream = kube.client.stream(&Ask::get(LIST, path, RIGHT)).await?;

@@ -35,9 +35,8 @@ const OUTSIDE: &str = "make the Network of net-conf.json contain the controller-
 
 /// Leases what the Node has been given. One try.
 pub(crate) async fn acquire(kube: &Kube, claim: &Claim) -> Result<Lease, AcquireError> {
-    *kube.config() = Some(claim.config.clone());
     let name = kube.name().await?;
-    let node = kube.note(kube.ask_for_own_node().await)?.ok_or_else(|| no_node(kube, name))?;
+    let mut node = kube.note(kube.ask_for_own_node().await)?.ok_or_else(|| no_node(kube, name))?;
     let subnets = usable(&node, &claim.config).map_err(|(why, remedy)| AcquireError::NoPodCidr {
         node: name.to_owned(),
         why,
@@ -54,9 +53,11 @@ pub(crate) async fn acquire(kube: &Kube, claim: &Claim) -> Result<Lease, Acquire
     }
     let missing = node.missing(&published);
     if !missing.is_empty() {
-        kube.note(kube.annotate(&missing).await)?;
+        node = kube.note(kube.annotate(&missing).await)?;
     }
-    Ok(Lease { subnets, attributes: published, created: node.created })
+    let created = node.created;
+    *kube.acquired() = Some((claim.config.clone(), node));
+    Ok(Lease { subnets, attributes: published, created })
 }
 
 pub(super) fn no_node(kube: &Kube, name: &str) -> StoreError {
@@ -122,10 +123,12 @@ pub(crate) async fn keep(
     own: watch::Sender<Kept>,
 ) -> Infallible {
     let mut seen = kube.seen.subscribe();
+    let (config, node) = kube.acquired().clone().unzip();
     let mut keeper = Keeper {
         kube,
+        config,
         kept: Kept { lease, state: KeptState::Held, expires: None },
-        node: None,
+        node: node.map(Some),
         written: None,
         last_error: String::new(),
     };
@@ -195,6 +198,8 @@ pub(crate) async fn keep(
 
 struct Keeper<'a> {
     kube: &'a Kube,
+    /// The network that the lease is of; none if it was not acquired in this run.
+    config: Option<NetworkConfig>,
     kept: Kept,
     /// Our Node as it was last seen or written; none if it has not been, none inside if there is none.
     node: Option<Option<OwnNode>>,
@@ -218,9 +223,8 @@ impl Keeper<'_> {
             self.lose(format!("the Node {name} has been deleted; its lease is back when it registers again"));
             return Ok(false);
         };
-        let config = self.kube.config().clone();
-        if let Some(config) = config {
-            match usable(&node, &config) {
+        if let Some(config) = &self.config {
+            match usable(&node, config) {
                 Ok(subnets) => self.move_to(subnets),
                 Err((why, remedy)) => {
                     self.lose(format!("the node's {why}; {remedy}"));
