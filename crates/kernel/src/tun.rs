@@ -23,10 +23,12 @@ const TUNSETIFF: c_ulong = 0x4004_54ca;
 const TUNSETPERSIST: c_ulong = 0x4004_54cb;
 const TUNGETFEATURES: c_ulong = 0x8004_54cf;
 const TUNSETOFFLOAD: c_ulong = 0x4004_54d0;
+const TUNSETQUEUE: c_ulong = 0x4004_54d9;
 const IFF_TUN: c_int = 0x0001;
 pub(crate) const IFF_TAP: c_int = 0x0002;
 pub(crate) const IFF_MULTI_QUEUE: c_int = 0x0100;
 pub(crate) const IFF_NO_PI: c_int = 0x1000;
+const IFF_DETACH_QUEUE: c_int = 0x0400;
 const IFF_VNET_HDR: c_int = 0x4000;
 pub(crate) const IFF_TUN_EXCL: c_int = 0x8000;
 
@@ -45,25 +47,16 @@ impl Offload {
     pub const UDP: Offload = Offload(0x20 | 0x40 | Offload::TCP.0);
 }
 
-/// What the kernel's driver can do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Features {
-    /// Several queues for one device (Linux 3.8).
-    pub multi_queue: bool,
-    /// A header in front of packets that says what is left to do (`struct virtio_net_hdr`).
-    pub virtio_header: bool,
-}
-
-/// What the kernel's driver can do; an error if there is none.
-pub fn features() -> Result<Features, KernelError> {
+/// Whether the kernel's driver can put a header in front of packets that says what is left to do
+/// (`struct virtio_net_hdr`); an error if there is no driver.
+pub fn has_virtio_header() -> Result<bool, KernelError> {
     let doing = || "look for TUN devices".to_owned();
     let file = open(doing)?;
     let mut features: c_uint = 0;
     // SAFETY: the kernel writes one unsigned int, to where the pointer leads, while this call lasts.
     check(unsafe { libc::ioctl(file.as_raw_fd(), TUNGETFEATURES as _, &raw mut features) })
         .map_err(|errno| KernelError::system(doing(), errno))?;
-    let has = |flag: c_int| features & flag as c_uint != 0;
-    Ok(Features { multi_queue: has(IFF_MULTI_QUEUE), virtio_header: has(IFF_VNET_HDR) })
+    Ok(features & IFF_VNET_HDR as c_uint != 0)
 }
 
 /// Makes a persistent device, and sets it up.
@@ -77,24 +70,16 @@ pub(crate) fn create(socket: &mut Socket, link: &Link, tun: &Tun) -> Result<(), 
     set(&file, TUNSETPERSIST, 1).map_err(|errno| KernelError::system(doing(), errno))
 }
 
-/// Opens a queue of an existing device, which does not wait: for packets with or without a header in
-/// front that says what is left to do.
+/// Opens one of several queues of an existing device, which does not wait: for packets with or without
+/// a header in front that says what is left to do.
 ///
 /// A device that is gone is not made anew, except in the very moment between two looks; then it is
 /// like any other one.
-pub fn queue(
-    socket: &Socket,
-    name: LinkName,
-    multi_queue: bool,
-    virtio_header: bool,
-) -> Result<OwnedFd, KernelError> {
+pub fn queue(socket: &Socket, name: LinkName, virtio_header: bool) -> Result<OwnedFd, KernelError> {
     if !link::exists(socket, name)? {
         return Err(KernelError::NoLink(name.to_string()));
     }
-    let mut flags = IFF_TUN | IFF_NO_PI;
-    for (wanted, flag) in [(multi_queue, IFF_MULTI_QUEUE), (virtio_header, IFF_VNET_HDR)] {
-        flags |= if wanted { flag } else { 0 };
-    }
+    let flags = IFF_TUN | IFF_NO_PI | IFF_MULTI_QUEUE | if virtio_header { IFF_VNET_HDR } else { 0 };
     let doing = || format!("open a queue of {name}");
     let file = attach(doing, name, flags)?;
     let system = |errno| KernelError::system(doing(), errno);
@@ -102,6 +87,20 @@ pub fn queue(
     let file = OwnedFd::from(file);
     rustix::fs::fcntl_setfl(&file, rustix::fs::OFlags::NONBLOCK).map_err(system)?;
     Ok(file)
+}
+
+/// Keeps a queue for writing alone: the kernel puts nothing more into it.
+///
+/// What is written to any other queue also teaches the kernel which queue the answers of that flow are
+/// to go to, so that a flow changes queues under way (`tun_flow_update`). Where all is written to
+/// queues such as this one, a flow has the queue that the hash of its addresses and ports says, for
+/// ever.
+pub fn detach(queue: &OwnedFd) -> Result<(), KernelError> {
+    let flags = IFF_DETACH_QUEUE as c_short;
+    let mut request = Request { name: [0; libc::IFNAMSIZ], flags, rest: [0; 22] };
+    // SAFETY: the kernel reads one ifreq, which the structure is, while this call lasts.
+    check(unsafe { libc::ioctl(queue.as_raw_fd(), TUNSETQUEUE as _, &raw mut request) })
+        .map_err(|errno| KernelError::system("detach a queue of a TUN device".to_owned(), errno))
 }
 
 /// Says what work the kernel may leave to the readers of a device; refused with EINVAL where it does

@@ -1,9 +1,10 @@
 //! [`DataPath`]: the threads between device and sockets, from their start to their end.
 //!
-//! Each queue of the device has a thread that reads it and one for each socket that writes to it, and
-//! sockets of its own on the common port. The kernel puts all packets of one flow into one queue, and
-//! all datagrams of one node into one socket, so that no flow is ever in two threads that could
-//! overtake each other.
+//! Each queue of the device has a thread that reads it, and sockets of its own on the common port, each
+//! with a thread that receives. The kernel puts all packets of one flow into one queue, and all
+//! datagrams of one node into one socket, so that no flow is ever in two threads that could overtake
+//! each other. What is received is written to one more queue, that is for writing alone: see
+//! [`tun::detach`].
 
 use std::net::SocketAddr;
 use std::num::NonZero;
@@ -78,11 +79,11 @@ impl DataPath {
         peers: &Arc<Peers>,
         ended: impl Fn(UdpError) + Send + Sync + 'static,
     ) -> Result<DataPath, UdpError> {
-        let features = tun::features()?;
-        let most = if features.multi_queue { MOST_QUEUES } else { 1 };
-        let count = thread::available_parallelism().map_or(1, NonZero::get).min(most);
+        let virtio = tun::has_virtio_header()?;
+        let count = thread::available_parallelism().map_or(1, NonZero::get).min(MOST_QUEUES);
         let sockets = bind(&settings.listen, count)?;
-        let (queues, tcp, udp) = open_queues(settings.link, count, features)?;
+        let (queues, tcp, udp) = open_queues(settings.link, count, virtio)?;
+        let writing = Arc::new(open_for_writing(settings.link, virtio)?);
         let mut path = DataPath {
             link: settings.link,
             stop: Arc::new(
@@ -108,9 +109,9 @@ impl DataPath {
         for (at, (queue, sockets)) in queues.into_iter().zip(sockets).enumerate() {
             path.start_queue(
                 at,
-                Arc::new(queue),
+                (Arc::new(queue), Arc::clone(&writing)),
                 sockets,
-                (settings, peers, features.virtio_header, &ended),
+                (settings, peers, virtio, &ended),
             )?;
         }
         Ok(path)
@@ -119,7 +120,7 @@ impl DataPath {
     fn start_queue(
         &mut self,
         at: usize,
-        queue: Arc<OwnedFd>,
+        (queue, writing): (Arc<OwnedFd>, Arc<OwnedFd>),
         sockets: Vec<Arc<Socket>>,
         (settings, peers, virtio, ended): (&Settings, &Arc<Peers>, bool, &Ended),
     ) -> Result<(), UdpError> {
@@ -130,7 +131,7 @@ impl DataPath {
         for (family, socket) in sockets.iter().enumerate() {
             let receiver = Receiver {
                 socket: Arc::clone(socket),
-                queue: Arc::clone(&queue),
+                queue: Arc::clone(&writing),
                 peers: Arc::clone(peers),
                 counters: Arc::default(),
                 families,
@@ -244,19 +245,23 @@ fn bind(listen: &[SocketAddr], count: usize) -> Result<Vec<Vec<Arc<Socket>>>, Ud
     (0..count).map(|_| of_queue()).collect()
 }
 
-/// Opens queues of the device; says which packets cross it uncut, TCP and UDP.
-fn open_queues(
-    link: LinkName,
-    count: usize,
-    features: tun::Features,
-) -> Result<(Vec<OwnedFd>, bool, bool), UdpError> {
+/// Opens a queue of the device for writing alone.
+fn open_for_writing(link: LinkName, virtio: bool) -> Result<OwnedFd, UdpError> {
     let netlink = netlink::Socket::open(Protocol::Route)?;
-    let open = |_| tun::queue(&netlink, link, features.multi_queue, features.virtio_header);
+    let queue = tun::queue(&netlink, link, virtio)?;
+    tun::detach(&queue)?;
+    Ok(queue)
+}
+
+/// Opens queues of the device; says which packets cross it uncut, TCP and UDP.
+fn open_queues(link: LinkName, count: usize, virtio: bool) -> Result<(Vec<OwnedFd>, bool, bool), UdpError> {
+    let netlink = netlink::Socket::open(Protocol::Route)?;
+    let open = |_| tun::queue(&netlink, link, virtio);
     let queues = (0..count).map(open).collect::<Result<Vec<OwnedFd>, _>>()?;
     // Of the whole device, whichever queue it is said to; one that is taken over may have others.
     let set = |offload| tun::set_offload(&queues[0], offload).is_ok();
-    let udp = features.virtio_header && set(Offload::UDP);
-    let tcp = udp || features.virtio_header && set(Offload::TCP);
+    let udp = virtio && set(Offload::UDP);
+    let tcp = udp || virtio && set(Offload::TCP);
     if !tcp {
         set(Offload::NONE);
     }
