@@ -191,6 +191,8 @@ impl Follower<'_> {
             }
             outcome => outcome?,
         };
+        // On a quiet cluster it may be a minute before anything comes.
+        self.kube.health.answered();
         self.read(stream, true).await
     }
 
