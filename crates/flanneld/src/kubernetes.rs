@@ -7,6 +7,7 @@
 
 pub mod chronicle;
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ use chronicle::{Chronicle, Event, Weight};
 
 /// How long the last event before the end may take.
 const LAST_WORD: Duration = Duration::from_secs(2);
+/// How many events wait for an API that is away.
+const UNSAID: usize = 10;
 /// After how long the node is looked at though nothing is known to have changed: somebody may have
 /// written another condition, or a taint.
 const LOOK_AGAIN: Duration = Duration::from_secs(600);
@@ -132,17 +135,23 @@ async fn remove_taints(node: &KubeNode, keys: &[String], board: &Board) -> Infal
     }
 }
 
-/// Makes events of what a person should know.
+/// Makes events of what a person should know. One that the API does not take is kept until it does: the
+/// lost interface may well be the way to the API.
 async fn report(node: &KubeNode, board: &Board) -> Infallible {
     let (mut status, mut chronicle) = (board.subscribe(), Chronicle::new(Instant::now()));
+    let mut unsaid = VecDeque::new();
+    let mut retry = Retry::new("make an event of the node");
     loop {
         let (events, again) = chronicle.look(&status.borrow_and_update(), Instant::now());
-        for Event { weight, reason, message } in events {
-            let is_warning = weight == Weight::Warning;
-            let event = KubeEvent { is_warning, reason: reason.to_owned(), message };
-            if let Err(error) = node.publish_event(&event).await {
-                // The status has it as well.
-                tracing::debug!(%error, reason, "cannot make an event");
+        unsaid.extend(events);
+        // The oldest is what began it, the newest are worth least.
+        unsaid.truncate(UNSAID);
+        while let Some(Event { weight, reason, message }) = unsaid.front() {
+            let is_warning = *weight == Weight::Warning;
+            let event = KubeEvent { is_warning, reason: (*reason).to_owned(), message: message.clone() };
+            match node.publish_event(&event).await {
+                Ok(_) => drop(unsaid.pop_front()),
+                Err(error) => retry.pause(&error).await,
             }
         }
         tokio::select! {
