@@ -55,12 +55,16 @@ fn a_node_that_is_deleted_and_comes_back_is_met_again() {
         let b = cluster.run(&[PodSpec::new("b", 2)])?.remove(0);
         meet(cluster, &a, &b)?;
 
+        cluster.delete(&[b])?;
         cluster.api().kubectl(&["delete", "node", "node2"])?;
         wait_for("the other node to forget it", PATIENCE, || {
             let routes = cluster.lab().node(1).run("ip route show dev flannel.1")?;
             ensure!(routes.trim().is_empty(), "there is still {routes}");
             Ok(())
         })?;
+        // The node may be given another subnet. The plugin says that a bridge of the old one is in the
+        // way, and what to do.
+        cluster.lab().node(2).run("ip link delete cni0")?;
         // A kubelet introduces its node when it starts, and at no other time.
         cluster.restart_kubelet(2)?;
         cluster.wait_ready()?;
