@@ -25,10 +25,10 @@ VM_TESTS := dataplane firewall attach
 # Those that are about numbers or lapse of time, not about what a kernel can do.
 VM_SKIPS := ten_thousand_peers a_hundred_killed_plugins sixty_four_pods leases_are_kept_for_as_long_as_their_pods_live
 
-.PHONY: help setup build demo cluster cluster-down test test-unit test-lab test-vm check bench release image install clean
+.PHONY: help setup build demo cluster cluster-down test test-unit test-lab test-vm check bench bench-compare release image install clean
 
 help: ## List the verbs
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## Install what tests and benches need, if it is missing (apt-get)
 	@.ci/setup
@@ -65,9 +65,19 @@ check: ## Check formatting, lints and documentation
 	@# The documentation is for those who work on this: it shows private items, and may link to them.
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' $(CARGO) doc --workspace --no-deps --document-private-items
 
-bench: build ## Measure convergence, repair and pod attachment (see benches/RESULTS.md)
+bench: build ## Measure everything; tables, target/bench.json and benches/charts (see benches/README.md)
 	$(CARGO) build --release -p flannel-rs-benches
-	@for bench in convergence repair cni; do .ci/as-root $(RELEASE)/bench-$$bench || exit 1; done
+	@rm -f target/bench.json
+	@for bench in traffic convergence pass repair cni; do \
+		BENCH_JSON=$(CURDIR)/target/bench.json .ci/as-root $(RELEASE)/bench-$$bench || exit 1; done
+	@$(RELEASE)/bench-report target/bench.json benches/charts > target/bench.md
+	@echo "Tables of the whole run: target/bench.md. To keep it: cp target/bench.json benches/results.json"
+
+BEFORE ?= benches/results.json
+AFTER  ?= target/bench.json
+bench-compare: ## Compare two runs of `make bench`: BEFORE=benches/results.json AFTER=target/bench.json
+	$(CARGO) build --release -p flannel-rs-benches --bin bench-report
+	@$(RELEASE)/bench-report $(BEFORE) $(AFTER)
 
 release: build ## Pack the release binaries into dist/
 	@rm -rf dist/$(DIST) && mkdir -p dist/$(DIST)

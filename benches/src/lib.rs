@@ -9,10 +9,12 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+pub mod chart;
 mod etcd;
 mod report;
 mod rig;
 mod routes;
+pub mod run;
 
 pub use agent::{Agent, Running, agents, cni_directories};
 pub use etcd::Etcd;

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use crate::run::{Better, Figure, Run};
+
 /// Durations of one kind.
 #[derive(Debug, Clone, Default)]
 pub struct Samples(Vec<Duration>);
@@ -40,6 +42,8 @@ impl Samples {
 /// A table with a row per figure and a column per program.
 #[derive(Debug, Default)]
 pub struct Report {
+    story: String,
+    figures: Vec<Figure>,
     rows: Vec<String>,
     columns: Vec<String>,
     cells: BTreeMap<(usize, usize), String>,
@@ -54,13 +58,48 @@ impl Report {
         self.cells.insert(at, cell);
     }
 
+    /// A table of this story, whose durations also go into the file of the run.
+    pub fn of(story: &str) -> Report {
+        Report { story: story.to_owned(), ..Report::default() }
+    }
+
     /// Enters a duration.
     pub fn set_duration(&mut self, row: &str, column: &str, duration: Duration) {
         self.set(row, column, milliseconds(duration));
+        self.note((row, "ms"), column, vec![duration.as_secs_f64() * 1e3]);
     }
 
-    /// Prints the table on standard output.
+    /// Enters median and worst of samples.
+    pub fn set_samples(&mut self, row: &str, column: &str, samples: &Samples) {
+        self.set(&format!("{row}, p50 (worst)"), column, samples.median_and_worst());
+        for (which, percent) in [("p50", 50), ("worst", 100)] {
+            let value = samples.percentile(percent).as_secs_f64() * 1e3;
+            self.note((&format!("{row}, {which}"), "ms"), column, vec![value]);
+        }
+    }
+
+    /// Enters a quantity of which less is better.
+    pub fn set_quantity(&mut self, row: &str, column: &str, quantity: f64, unit: &str) {
+        self.set(row, column, format!("{} {unit}", crate::run::number(quantity)));
+        self.note((row, unit), column, vec![quantity]);
+    }
+
+    fn note(&mut self, (row, unit): (&str, &str), column: &str, samples: Vec<f64>) {
+        self.figures.push(Figure {
+            story: self.story.clone(),
+            name: row.to_owned(),
+            variant: column.to_owned(),
+            unit: unit.to_owned(),
+            better: Better::Less,
+            samples,
+        });
+    }
+
+    /// Prints the table on standard output, and adds its figures to the file of the run.
     pub fn print(&self) -> Result<()> {
+        if !self.story.is_empty() {
+            Run::add_to_file(&self.figures)?;
+        }
         let mut text =
             format!("\n| | {} |\n|---|{}\n", self.columns.join(" | "), "---|".repeat(self.columns.len()));
         for (row, name) in self.rows.iter().enumerate() {
@@ -77,15 +116,20 @@ impl Report {
 
 /// Prints what the figures below were measured on.
 pub fn heading(what: &str) -> Result<()> {
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
+    writeln!(io::stdout().lock(), "### {what}\n\n{}", machine())?;
+    Ok(())
+}
+
+/// The processors and the kernel of this machine.
+pub(crate) fn machine() -> String {
+    let read = |path| fs::read_to_string(path).unwrap_or_default();
+    let (kernel, cpuinfo) = (read("/proc/sys/kernel/osrelease"), read("/proc/cpuinfo"));
     let model = cpuinfo
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, model)| model))
         .unwrap_or("unknown processor");
-    let cpus = std::thread::available_parallelism()?;
-    writeln!(io::stdout().lock(), "### {what}\n\n{cpus} CPUs ({model}), Linux {}", kernel.trim())?;
-    Ok(())
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{cpus} CPUs ({model}), Linux {}", kernel.trim())
 }
 
 fn milliseconds(duration: Duration) -> String {

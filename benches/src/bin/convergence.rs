@@ -16,9 +16,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> Result<()> {
     heading("Convergence: one node, vxlan, IPv4, etcd")?;
-    let mut report = Report::default();
+    let mut report = Report::of("Convergence");
     for agent in agents()? {
-        for peers in [1_000, 10_000] {
+        for peers in [100, 1_000, 10_000] {
             measure(&agent, peers, &mut report)
                 .with_context(|| format!("measuring {} with {peers} leases", agent.name))?;
         }
@@ -44,8 +44,15 @@ fn measure(agent: &Agent, peers: u16, report: &mut Report) -> Result<()> {
 
     // Let it finish whatever it does after the last route, as it would have before the next lease.
     thread::sleep(Duration::from_secs(3));
-    let resident = format!("{:.1} MB", running.resident_megabytes()?);
-    report.set(&format!("resident memory, {peers} leases"), agent.name, resident);
+    let row = format!("resident memory, {peers} leases");
+    report.set_quantity(&row, agent.name, running.resident_megabytes()?, "MB");
+
+    if peers == 1_000 {
+        let (spent, idle) = (running.processor_time()?, Duration::from_secs(30));
+        thread::sleep(idle);
+        let share = (running.processor_time()? - spent).as_secs_f64() / idle.as_secs_f64() * 100.0;
+        report.set_quantity(&format!("processor when idle, {peers} leases"), agent.name, share, "%");
+    }
 
     let (mut until_route, mut until_answer) = (Samples::default(), Samples::default());
     let spent = running.processor_time()?;
@@ -59,10 +66,10 @@ fn measure(agent: &Agent, peers: u16, report: &mut Report) -> Result<()> {
         // Leases come one by one: what the last one set off is over.
         thread::sleep(Duration::from_millis(250));
     }
-    let row = format!("one more lease to its route, {peers} present, p50 (worst) of 60");
-    report.set(&row, agent.name, until_route.median_and_worst());
-    let row = format!("— etcd answers the put after, {peers} present, p50 (worst)");
-    report.set(&row, agent.name, until_answer.median_and_worst());
+    let row = format!("one more lease to its route, {peers} present, of 60");
+    report.set_samples(&row, agent.name, &until_route);
+    let row = format!("— etcd answers the put after, {peers} present");
+    report.set_samples(&row, agent.name, &until_answer);
     let row = format!("— processor time per lease, {peers} present");
     report.set_duration(&row, agent.name, (running.processor_time()? - spent) / 60);
 

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod cleanup;
 mod cni;
 mod lab;
@@ -89,6 +90,11 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Measure how fast pods or nodes reach each other: streams, requests, datagrams.
+    ///
+    /// Run `flannelctl bench serve` on one side, in a pod or on a node, and `flannelctl bench ADDRESS` on
+    /// the other. Pods and nodes of the same two machines side by side say what the network costs.
+    Bench(bench::Bench),
     /// Several nodes on this machine, each a network namespace with a real flanneld.
     Lab {
         #[command(subcommand)]
@@ -132,6 +138,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Leases { store, verb } => leases::run(&store, verb.unwrap_or_default(), out)?,
         Command::Cni { verb } => return cni::run(verb, out),
         Command::MkDockerOpts { arguments } => mk_docker_opts::run(&arguments)?,
+        Command::Bench(bench) => return bench::run(&bench, out),
         Command::Lab { verb } => return lab::run(verb, out),
     }
     Ok(done)

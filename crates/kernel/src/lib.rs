@@ -36,6 +36,7 @@ pub mod netns;
 pub mod nexthop;
 pub mod nftables;
 mod observe;
+pub mod offload;
 pub mod packet;
 pub mod pod;
 pub mod process;

@@ -32,6 +32,7 @@ mod binaries;
 mod breakage;
 mod dump;
 mod laboratory;
+pub mod load;
 mod namespace;
 mod node;
 mod ping;

@@ -1,0 +1,192 @@
+//! What a pass over all leases costs: from a list of leases in memory to the last route, then a look
+//! that finds nothing to do; with packets to pods of all nodes going out meanwhile, each of which the
+//! kernel looks up a route for.
+//!
+//! In this process, so that nothing but plan, comparison and kernel is measured. A node in a namespace,
+//! vxlan, IPv4; the peers do not exist.
+
+use std::net::{Ipv4Addr, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use fabric::backend::VtepMacs;
+use fabric::config::NetworkConfig;
+use fabric::dataplane::{self, Prune};
+use fabric::firewall::SourcePorts;
+use fabric::host::{ExternalInterface, Host, RouteStyle};
+use fabric::instance::Instance;
+use fabric::lease::{Attributes, Lease, LeaseSet, Subnets};
+use fabric::plan::{Intent, Masquerade, Options};
+use flannel_rs_benches::{Report, heading};
+use kernel::{Kernel, Linux, Scope};
+use lab::Namespace;
+
+const ROUNDS: usize = 5;
+
+fn main() -> Result<()> {
+    heading("A pass: one node, vxlan, IPv4, leases in memory")?;
+    let mut report = Report::of("A pass over all leases");
+    for peers in [100, 1_000, 10_000] {
+        measure(peers, &mut report).with_context(|| format!("measuring {peers} leases"))?;
+    }
+    report.print()
+}
+
+/// What one round took.
+#[derive(Default)]
+struct Took {
+    observe: Duration,
+    plan: Duration,
+    compare: Duration,
+    apply: Duration,
+}
+
+fn measure(peers: u16, report: &mut Report) -> Result<()> {
+    let leases: LeaseSet = (0..peers).map(lease).collect::<Result<_>>()?;
+    let (mut first, mut idle, mut sent) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let node = Namespace::create(&format!("fbp{}-{round}", std::process::id()))?;
+        let done = underlay(&node).and_then(|()| {
+            node.within(|| {
+                with_packets(peers, || {
+                    let mut kernel = Linux::open()?;
+                    // The node itself stands before its peers are known.
+                    pass(&mut kernel, &LeaseSet::default())?;
+                    let to_all = pass(&mut kernel, &leases)?;
+                    Ok((to_all, pass(&mut kernel, &leases)?))
+                })
+            })?
+        });
+        node.destroy()?;
+        let ((to_all, to_none), packets) = done?;
+        first.push(to_all);
+        idle.push(to_none);
+        sent.push(packets);
+    }
+    let mut row = |name: &str, took: &dyn Fn(&Took) -> Duration, of: &[Took]| {
+        let mut samples: Vec<Duration> = of.iter().map(took).collect();
+        samples.sort_unstable();
+        report.set_duration(name, &format!("{peers} leases"), samples[samples.len() / 2]);
+    };
+    row("list in memory to last route", &|it| it.observe + it.plan + it.compare + it.apply, &first);
+    row("— look at the kernel", &|it| it.observe, &first);
+    row("— plan", &|it| it.plan, &first);
+    row("— compare", &|it| it.compare, &first);
+    row("— make the changes", &|it| it.apply, &first);
+    row("a pass that finds nothing to do", &|it| it.observe + it.plan + it.compare, &idle);
+    row("— look at the kernel, which holds all", &|it| it.observe, &idle);
+    row("— plan again", &|it| it.plan, &idle);
+    row("— compare with all", &|it| it.compare, &idle);
+    sent.sort_unstable();
+    report.set("packets routed meanwhile", &format!("{peers} leases"), sent[sent.len() / 2].to_string());
+    Ok(())
+}
+
+fn underlay(node: &Namespace) -> Result<()> {
+    for command in [
+        "ip link add eth0 type dummy",
+        "ip link set eth0 up",
+        "ip address add 192.0.2.1/24 dev eth0",
+        "ip route add default via 192.0.2.254",
+        "ip neighbor add 192.0.2.254 lladdr 02:00:00:00:00:01 dev eth0 nud permanent",
+    ] {
+        node.run(&command.split(' ').collect::<Vec<_>>())?;
+    }
+    Ok(())
+}
+
+/// Does it while packets go out to pods of all peers; says how many.
+fn with_packets<T>(peers: u16, deed: impl FnOnce() -> Result<T>) -> Result<(T, u64)> {
+    let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        scope.spawn(|| {
+            let socket = socket;
+            for number in (0..peers).cycle() {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                // Nobody is there to answer, and before there is a route there is a default one.
+                let _ = socket.send_to(b"x", (address(number, 9), 9));
+                sent.fetch_add(1, Ordering::Relaxed);
+                thread::sleep(Duration::from_micros(50));
+            }
+        });
+        let done = deed();
+        stop.store(true, Ordering::Relaxed);
+        done.map(|done| (done, sent.load(Ordering::Relaxed)))
+    })
+}
+
+fn pass(kernel: &mut Linux, leases: &LeaseSet) -> Result<Took> {
+    let mut intent = intent()?;
+    let ownership = intent.ownership();
+    let node = intent.plan(&LeaseSet::default()).dataplane;
+    let scope = Scope {
+        links: ownership.links().collect(),
+        sysctls: node.sysctls.into_keys().collect(),
+        tables: ownership.tables().to_vec(),
+    };
+    let mut took = Took::default();
+    let began = Instant::now();
+    let observed = kernel.observe(&scope)?;
+    took.observe = began.elapsed();
+    intent.host.look_at(&observed, &ownership);
+    intent.host.route_style = if leases.len() < 500 { RouteStyle::Plain } else { RouteStyle::NextHopObjects };
+    let began = Instant::now();
+    let plan = intent.plan(leases);
+    took.plan = began.elapsed();
+    let began = Instant::now();
+    let changes = dataplane::changes(&plan.dataplane, &observed, &ownership, Prune::Yes);
+    took.compare = began.elapsed();
+    let began = Instant::now();
+    let failures = kernel.apply(&changes);
+    took.apply = began.elapsed();
+    ensure!(failures.is_empty(), "the kernel refused {}", failures[0].error);
+    Ok(took)
+}
+
+fn intent() -> Result<Intent> {
+    let ip = Some(Ipv4Addr::new(192, 0, 2, 1));
+    let external = ExternalInterface {
+        link: "eth0".parse()?,
+        mtu: 1500,
+        ipv4: ip,
+        ipv6: None,
+        public_ipv4: ip,
+        public_ipv6: None,
+    };
+    let masquerade =
+        Masquerade { ipv4: true, ipv6: false, except: Vec::new(), source_ports: SourcePorts::FullyRandom };
+    Ok(Intent {
+        config: NetworkConfig::from_json(r#"{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}"#)?,
+        options: Options {
+            masquerade,
+            forward_rules: true,
+            blackhole_route: false,
+            instance: Instance::default(),
+        },
+        host: Host::new(external, Subnets::from_key("10.200.0.0-24")?),
+        macs: VtepMacs { ipv4: Some("0e:00:00:00:00:01".parse()?), ipv6: None },
+    })
+}
+
+/// The address with this last octet in the pod subnet of a peer, from 0.
+fn address(number: u16, last: u8) -> Ipv4Addr {
+    let [high, low] = (number + 256).to_be_bytes();
+    Ipv4Addr::new(10, high, low, last)
+}
+
+fn lease(number: u16) -> Result<Lease> {
+    let [high, low] = number.to_be_bytes();
+    let value = format!(
+        r#"{{"PublicIP":"172.16.{high}.{low}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"0e:00:00:01:{high:02x}:{low:02x}"}}}}"#
+    );
+    Ok(Lease {
+        subnets: Subnets::from_key(&format!("{}-24", address(number, 0)))?,
+        attributes: Attributes::from_json(value.as_bytes())?,
+        created: u64::from(number),
+    })
+}

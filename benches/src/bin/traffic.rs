@@ -1,0 +1,181 @@
+//! How fast pods reach pods, and nodes nodes: streams, requests, datagrams, on each backend, with a NIC
+//! that cuts and gathers segments for the stack and with one that does not.
+//!
+//! ```text
+//!   node1  pod ⇄ eth0 ── switch ── eth0 ⇄ pod  node2        a lab for each backend
+//! ```
+//!
+//! All labs stand at once and are measured in turns, each round in the other direction. `BENCH_ROUNDS`
+//! and `BENCH_SECONDS` set how many rounds there are and how long each measurement takes.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use std::{env, thread};
+
+use anyhow::{Context, Result};
+use flannel_rs_benches::heading;
+use flannel_rs_benches::run::{Better, Figure, Run};
+use kernel::netlink::{Protocol, Socket};
+use kernel::{link, offload};
+use lab::load::{self, Load, Measured};
+use lab::{Lab, Namespace, Topology};
+
+/// Payload of a datagram.
+const OCTETS: usize = 1300;
+
+/// Two places between which traffic goes.
+struct Way {
+    name: &'static str,
+    ends: [End; 2],
+}
+
+/// A place that serves.
+struct End {
+    namespace: Namespace,
+    address: SocketAddr,
+    stop: Arc<AtomicBool>,
+}
+
+fn main() -> Result<()> {
+    heading("Traffic: two nodes in network namespaces, IPv4")?;
+    let labs = [("vxlan", Topology::vxlan(2)), ("host-gw", Topology::host_gw(2)), ("udp", Topology::udp(2))];
+    let labs = labs
+        .into_iter()
+        .map(|(name, topology)| Ok((name, up(topology).with_context(|| format!("a lab with {name}"))?)))
+        .collect::<Result<Vec<_>>>()?;
+    let mut ways = vec![Way::between_nodes("bare", &labs[0].1)?];
+    for (name, lab) in &labs {
+        ways.push(Way::between_pods(name, lab)?);
+    }
+    let mut run = Run::default();
+    measure("Traffic, NIC with segmentation offload", &ways, &mut run)?;
+    for (_, lab) in &labs {
+        without_offload(lab)?;
+    }
+    measure("Traffic, NIC without segmentation offload", &ways, &mut run)?;
+    for story in run.stories() {
+        writeln!(io::stdout().lock(), "\n#### {story}\n\n{}", run.table(story))?;
+    }
+    Run::add_to_file(&run.figures)
+}
+
+fn up(topology: Topology) -> Result<Lab> {
+    let lab = Lab::up(None, topology)?;
+    lab.start()?;
+    Ok(lab)
+}
+
+/// Takes the offloads off the cables between the nodes.
+fn without_offload(lab: &Lab) -> Result<()> {
+    for node in lab.nodes() {
+        node.namespace().within(|| offload::disable("eth0".parse()?).map_err(anyhow::Error::from))??;
+    }
+    lab.switch().within(|| {
+        for link in link::list(&mut Socket::open(Protocol::Route)?)? {
+            if link.kind.name() == "veth" {
+                offload::disable(link.name)?;
+            }
+        }
+        Ok(())
+    })?
+}
+
+fn measure(story: &str, ways: &[Way], run: &mut Run) -> Result<()> {
+    let rounds = setting("BENCH_ROUNDS", 4)?;
+    let time = Duration::from_secs(setting("BENCH_SECONDS", 1)?);
+    let mut figures: BTreeMap<(usize, usize), Figure> = BTreeMap::new();
+    for round in 0..rounds {
+        for (column, way) in ways.iter().enumerate() {
+            let (from, to) = if round % 2 == 0 { (0, 1) } else { (1, 0) };
+            for (row, (name, unit, better, sample)) in way.sample(from, to, time)?.into_iter().enumerate() {
+                writeln!(
+                    io::stderr(),
+                    "{story}, round {}: {}: {name}: {sample:.2} {unit}",
+                    round + 1,
+                    way.name
+                )?;
+                let figure = figures.entry((row, column)).or_insert_with(|| Figure {
+                    story: story.to_owned(),
+                    name: name.to_owned(),
+                    variant: way.name.to_owned(),
+                    unit: unit.to_owned(),
+                    better,
+                    samples: Vec::new(),
+                });
+                figure.samples.push(sample);
+            }
+        }
+    }
+    run.figures.extend(figures.into_values());
+    Ok(())
+}
+
+fn setting(name: &str, default: u64) -> Result<u64> {
+    match env::var(name) {
+        Ok(text) => text.parse().with_context(|| format!("{name}={text:?} is no number")),
+        Err(_) => Ok(default),
+    }
+}
+
+/// A row, its unit, its better direction, a sample.
+type Sample = (&'static str, &'static str, Better, f64);
+
+impl Way {
+    fn between_nodes(name: &'static str, lab: &Lab) -> Result<Way> {
+        let end =
+            |number: usize| End::serve(lab.node(number).namespace().clone(), lab.node(number).address());
+        Ok(Way { name, ends: [end(1)?, end(2)?] })
+    }
+
+    fn between_pods(name: &'static str, lab: &Lab) -> Result<Way> {
+        let end = |number: usize| {
+            let pod = lab.node(number).attach("bench")?;
+            End::serve(pod.namespace().clone(), pod.ipv4()?)
+        };
+        Ok(Way { name, ends: [end(1)?, end(2)?] })
+    }
+
+    fn sample(&self, from: usize, to: usize, time: Duration) -> Result<Vec<Sample>> {
+        use Better::{Less, More};
+        let (from, to) = (&self.ends[from], &self.ends[to]);
+        let put =
+            |load| -> Result<Measured> { from.namespace.within(|| load::measure(to.address, load, time))? };
+        let one = put(Load::Send(1))?;
+        let eight = put(Load::Send(8))?;
+        let requests = put(Load::Requests)?;
+        let datagrams = put(Load::Datagrams(OCTETS))?;
+        Ok(vec![
+            ("one TCP stream", "Gbit/s", More, one.gigabits_per_second),
+            ("— processor time per Gbit, both nodes", "s", Less, one.processor_per_gigabit()),
+            ("eight TCP streams", "Gbit/s", More, eight.gigabits_per_second),
+            ("— processor time per Gbit, both nodes, eight", "s", Less, eight.processor_per_gigabit()),
+            ("TCP requests", "/s", More, requests.requests_per_second),
+            ("— p50", "µs", Less, requests.p50_microseconds),
+            ("— p99", "µs", Less, requests.p99_microseconds),
+            ("UDP of 1300 octets that arrives", "/s", More, datagrams.datagrams_per_second),
+            ("— lost of what was sent", "%", Less, datagrams.lost * 100.0),
+        ])
+    }
+}
+
+impl End {
+    fn serve(namespace: Namespace, address: IpAddr) -> Result<End> {
+        let listener = namespace.within(|| TcpListener::bind((address, load::PORT)))??;
+        let stop = Arc::new(AtomicBool::new(false));
+        let (inside, stopped) = (namespace.clone(), Arc::clone(&stop));
+        // Its threads are in the namespace as well, and so are their sockets.
+        thread::spawn(move || inside.within(|| load::serve(&listener, &stopped)));
+        Ok(End { namespace, address: SocketAddr::new(address, load::PORT), stop })
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.namespace.within(|| TcpStream::connect(self.address).map(drop));
+    }
+}

@@ -1,0 +1,342 @@
+//! Load: streams, requests and datagrams by our own hand, so that neither a lab nor a user on two nodes
+//! needs a program to measure with.
+//!
+//! One side serves ([`serve`]), the other measures ([`measure`]). Each measurement begins with one TCP
+//! connection on which the client says in one line what it wants:
+//!
+//! | line | then |
+//! |---|---|
+//! | `sink` | the client sends; the server reads until the end and answers with the number of bytes |
+//! | `source MILLISECONDS` | the server sends for so long |
+//! | `echo` | the server sends each byte back |
+//! | `datagrams` | the server answers with a UDP port, counts what comes there until the client ends the connection's sending side, and answers with the number |
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// The port that a server listens on unless told otherwise.
+pub const PORT: u16 = 8478;
+/// How much is written and read at once.
+const CHUNK: usize = 128 * 1024;
+/// How long a side waits for the other before it gives up.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest line of a client.
+const LINE: u64 = 64;
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Load {
+    /// So many TCP streams at once from client to server.
+    Send(usize),
+    /// So many TCP streams at once from server to client.
+    Receive(usize),
+    /// Requests of one byte, each answered by one byte before the next, over one TCP connection.
+    Requests,
+    /// Datagrams with so many octets of payload, as fast as they can be sent.
+    Datagrams(usize),
+}
+
+/// What came of it. Figures that a load does not have are zero.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Measured {
+    /// How long it took.
+    pub seconds: f64,
+    /// Payload that arrived.
+    pub gigabits_per_second: f64,
+    /// Requests answered.
+    pub requests_per_second: f64,
+    /// How long half of the requests took at most, in microseconds.
+    pub p50_microseconds: f64,
+    /// How long 99 % of the requests took at most, in microseconds.
+    pub p99_microseconds: f64,
+    /// Datagrams that arrived.
+    pub datagrams_per_second: f64,
+    /// Datagrams that did not, of all that were sent: from 0 to 1.
+    pub lost: f64,
+    /// Processor time of the whole machine on which the client runs, in seconds.
+    pub processor_seconds: f64,
+}
+
+impl Measured {
+    /// Processor seconds for each gigabit of payload.
+    pub fn processor_per_gigabit(&self) -> f64 {
+        self.processor_seconds / (self.gigabits_per_second * self.seconds).max(f64::MIN_POSITIVE)
+    }
+}
+
+/// Serves clients until the process ends or `stop` is set; each has a thread.
+pub fn serve(listener: &TcpListener, stop: &AtomicBool) -> io::Result<()> {
+    for stream in listener.incoming() {
+        if stop.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let stream = stream?;
+        thread::Builder::new().name("client".to_owned()).spawn(move || {
+            // A client that breaks off, or says what nobody understands, harms only itself.
+            let _ = answer(stream);
+        })?;
+    }
+    Ok(())
+}
+
+fn answer(stream: TcpStream) -> Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut reader = BufReader::with_capacity(CHUNK, stream.try_clone()?);
+    let mut line = String::new();
+    reader.by_ref().take(LINE).read_line(&mut line)?;
+    let mut writer = stream;
+    match line.split_whitespace().collect::<Vec<_>>()[..] {
+        ["sink"] => {
+            let bytes = drain(&mut reader)?;
+            Ok(writer.write_all(&bytes.to_be_bytes())?)
+        }
+        ["source", milliseconds] => {
+            let time = Duration::from_millis(milliseconds.parse::<u32>()?.into());
+            pour(&mut writer, time.min(Duration::from_secs(600)))?;
+            Ok(())
+        }
+        ["echo"] => {
+            let mut byte = [0];
+            while reader.read(&mut byte)? == 1 {
+                writer.write_all(&byte)?;
+            }
+            Ok(())
+        }
+        ["datagrams"] => count_datagrams(&mut reader, &mut writer),
+        _ => bail!("a client wants {line:?}"),
+    }
+}
+
+fn count_datagrams(reader: &mut impl Read, writer: &mut TcpStream) -> Result<()> {
+    let mut here = writer.local_addr()?;
+    here.set_port(0);
+    let socket = UdpSocket::bind(here)?;
+    socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+    // A burst must fit, as it would with any receiver that cares; refused, it stays as it is.
+    let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, 4 << 20);
+    writer.write_all(&socket.local_addr()?.port().to_be_bytes())?;
+    let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let counter = {
+        let (stop, seen) = (Arc::clone(&stop), Arc::clone(&seen));
+        thread::spawn(move || {
+            let mut datagram = [0; 65_536];
+            while !stop.load(Ordering::Relaxed) {
+                if socket.recv(&mut datagram).is_ok() {
+                    seen.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        })
+    };
+    // The client says when it has sent all; what is still on its way has the timeout above to arrive.
+    let ended = drain(reader);
+    thread::sleep(Duration::from_millis(50));
+    stop.store(true, Ordering::Relaxed);
+    let _ = counter.join();
+    ended?;
+    Ok(writer.write_all(&seen.load(Ordering::Relaxed).to_be_bytes())?)
+}
+
+/// Puts a load on the way to a server for so long, and says what came of it.
+pub fn measure(server: SocketAddr, load: Load, time: Duration) -> Result<Measured> {
+    let doing = || format!("measuring with the server at {server} (`flannelctl bench serve` runs one)");
+    let processor = busy_time();
+    let mut measured = match load {
+        Load::Send(streams) => in_parallel(streams, || send(server, time)),
+        Load::Receive(streams) => in_parallel(streams, || receive(server, time)),
+        Load::Requests => requests(server, time),
+        Load::Datagrams(octets) => datagrams(server, octets, time),
+    }
+    .with_context(doing)?;
+    measured.processor_seconds = (busy_time() - processor).max(0.0);
+    Ok(measured)
+}
+
+fn dial(server: SocketAddr, wish: &str) -> Result<TcpStream> {
+    let mut stream = TcpStream::connect_timeout(&server, PATIENCE)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    writeln!(stream, "{wish}")?;
+    Ok(stream)
+}
+
+/// Runs as many as wanted at once; each says how many bytes it moved.
+fn in_parallel(streams: usize, one: impl Fn() -> Result<u64> + Sync) -> Result<Measured> {
+    let began = Instant::now();
+    let moved = thread::scope(|scope| {
+        let threads: Vec<_> = (0..streams.max(1)).map(|_| scope.spawn(&one)).collect();
+        threads.into_iter().map(|thread| thread.join().expect("it does not panic")).sum::<Result<u64>>()
+    })?;
+    let seconds = began.elapsed().as_secs_f64();
+    Ok(Measured { seconds, gigabits_per_second: moved as f64 * 8e-9 / seconds, ..Measured::default() })
+}
+
+fn send(server: SocketAddr, time: Duration) -> Result<u64> {
+    let mut stream = dial(server, "sink")?;
+    pour(&mut stream, time)?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut arrived = [0; 8];
+    stream.read_exact(&mut arrived)?;
+    Ok(u64::from_be_bytes(arrived))
+}
+
+fn receive(server: SocketAddr, time: Duration) -> Result<u64> {
+    let mut stream = dial(server, &format!("source {}", time.as_millis()))?;
+    Ok(drain(&mut stream)?)
+}
+
+fn requests(server: SocketAddr, time: Duration) -> Result<Measured> {
+    let mut stream = dial(server, "echo")?;
+    let (began, mut took, mut byte) = (Instant::now(), Vec::new(), [0]);
+    while began.elapsed() < time {
+        let asked = Instant::now();
+        stream.write_all(&byte)?;
+        stream.read_exact(&mut byte)?;
+        took.push(asked.elapsed());
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    took.sort_unstable();
+    let at = |percent: usize| took[(took.len() * percent / 100).min(took.len() - 1)].as_secs_f64() * 1e6;
+    ensure!(!took.is_empty(), "no time to ask anything");
+    Ok(Measured {
+        seconds,
+        requests_per_second: took.len() as f64 / seconds,
+        p50_microseconds: at(50),
+        p99_microseconds: at(99),
+        ..Measured::default()
+    })
+}
+
+fn datagrams(server: SocketAddr, octets: usize, time: Duration) -> Result<Measured> {
+    let mut control = dial(server, "datagrams")?;
+    let mut port = [0; 2];
+    control.read_exact(&mut port)?;
+    let mut here = control.local_addr()?;
+    here.set_port(0);
+    let socket = UdpSocket::bind(here)?;
+    socket.connect(SocketAddr::new(server.ip(), u16::from_be_bytes(port)))?;
+    let (began, mut sent, payload) = (Instant::now(), 0u64, vec![0; octets]);
+    while began.elapsed() < time {
+        // Looked at the clock for every one, the clock would be what is measured.
+        for _ in 0..32 {
+            match socket.send(&payload) {
+                Ok(_) => sent += 1,
+                // The queue of the device is full: that one is lost, as on a wire.
+                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOBUFS.raw_os_error()) => {
+                    sent += 1
+                }
+                Err(error) => return Err(error).context("sending a datagram"),
+            }
+        }
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    control.shutdown(Shutdown::Write)?;
+    let mut seen = [0; 8];
+    control.read_exact(&mut seen)?;
+    let seen = u64::from_be_bytes(seen).min(sent);
+    Ok(Measured {
+        seconds,
+        gigabits_per_second: seen as f64 * octets as f64 * 8e-9 / seconds,
+        datagrams_per_second: seen as f64 / seconds,
+        lost: (sent - seen) as f64 / sent.max(1) as f64,
+        ..Measured::default()
+    })
+}
+
+/// Writes for so long, and ends.
+fn pour(to: &mut TcpStream, time: Duration) -> io::Result<()> {
+    let (began, chunk) = (Instant::now(), vec![0; CHUNK]);
+    while began.elapsed() < time {
+        to.write_all(&chunk)?;
+    }
+    Ok(())
+}
+
+/// Reads to the end; returns how many bytes there were.
+fn drain(from: &mut impl Read) -> io::Result<u64> {
+    let (mut chunk, mut bytes) = (vec![0; CHUNK], 0);
+    loop {
+        match from.read(&mut chunk)? {
+            0 => return Ok(bytes),
+            some => bytes += some as u64,
+        }
+    }
+}
+
+/// Processor time that the machine has spent on anything since it started, in seconds; zero where that
+/// cannot be told. See proc_stat(5).
+fn busy_time() -> f64 {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    busy_ticks(&stat) as f64 / 100.0
+}
+
+fn busy_ticks(stat: &str) -> u64 {
+    let fields = stat.lines().next().unwrap_or_default().split_ascii_whitespace().skip(1);
+    let ticks: Vec<u64> = fields.map(|field| field.parse().unwrap_or(0)).collect();
+    // user, nice, system, then irq and softirq behind idle and iowait.
+    [0, 1, 2, 5, 6].iter().filter_map(|at| ticks.get(*at)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn server() -> SocketAddr {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || serve(&listener, &AtomicBool::new(false)));
+        address
+    }
+
+    const MOMENT: Duration = Duration::from_millis(30);
+
+    #[test]
+    fn streams_move_bytes_both_ways() {
+        let server = server();
+        for load in [Load::Send(1), Load::Send(3), Load::Receive(2)] {
+            let measured = measure(server, load, MOMENT).unwrap();
+            assert!(measured.gigabits_per_second > 0.0 && measured.seconds >= 0.03, "{load:?}: {measured:?}");
+        }
+    }
+
+    #[test]
+    fn requests_are_answered_one_by_one() {
+        let measured = measure(server(), Load::Requests, MOMENT).unwrap();
+        assert!(measured.requests_per_second > 0.0);
+        assert!(0.0 < measured.p50_microseconds && measured.p50_microseconds <= measured.p99_microseconds);
+    }
+
+    #[test]
+    fn datagrams_arrive_or_are_lost() {
+        let measured = measure(server(), Load::Datagrams(1300), MOMENT).unwrap();
+        assert!(measured.datagrams_per_second > 0.0, "{measured:?}");
+        assert!((0.0..1.0).contains(&measured.lost), "{measured:?}");
+    }
+
+    #[test]
+    fn nobody_there_is_said_with_the_remedy_and_rubbish_ends_only_its_connection() {
+        let gone = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+        let error = measure(gone, Load::Requests, MOMENT).unwrap_err();
+        assert!(format!("{error:#}").contains("flannelctl bench serve"), "{error:#}");
+        let server = server();
+        let mut stream = dial(server, "GET / HTTP/1.1").unwrap();
+        assert_eq!(drain(&mut stream).unwrap_or(0), 0);
+        measure(server, Load::Requests, MOMENT).unwrap();
+    }
+
+    #[test]
+    fn idle_time_does_not_count_as_busy() {
+        assert_eq!(busy_ticks("cpu  10 20 30 4000 500 6 7 8 0 0\ncpu0 1 1 1 1"), 10 + 20 + 30 + 6 + 7);
+        assert_eq!(busy_ticks(""), 0);
+    }
+}
