@@ -35,6 +35,8 @@ pub struct Wanted {
     pub condition: bool,
     /// Keys of taints that go when the node is ready.
     pub startup_taints: Vec<String>,
+    /// Whether podCIDRs are handed out to Nodes that have none.
+    pub allocate: bool,
 }
 
 /// Tells Kubernetes how this node is, until dropped.

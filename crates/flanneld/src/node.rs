@@ -260,6 +260,7 @@ impl Node<'_> {
                 channels.own.subscribe(), board
             ) => match never {},
             never = keep_snapshot(&settings.files.leases, snapshot_of, leases, channels.own.subscribe()) => match never {},
+            never = store.allocate_node_cidrs(config), if settings.kubernetes.allocate => match never {},
             never = self.take_over() => match never {},
             // The bridge is of the flannel whose subnet file the plugins read.
             never = old_bridge::report(

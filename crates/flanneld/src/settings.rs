@@ -90,6 +90,7 @@ impl Settings {
             kubernetes: kubernetes::Wanted {
                 condition: flags.kube.set_node_network_unavailable,
                 startup_taints: flags.kube.startup_taints.clone(),
+                allocate: flags.kube.allocate,
             },
             interface: interface(flags)?,
             files: Files::beside(Path::new(&flags.subnet_file)),

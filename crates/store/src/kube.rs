@@ -8,6 +8,7 @@
 //! thousand Nodes are 150 MB in the API, and 5 MB here.
 
 mod access;
+mod allocate;
 mod client;
 mod failure;
 mod follow;
@@ -36,6 +37,7 @@ use tracing::warn;
 
 use crate::health::Health;
 use crate::{Listing, StoreError};
+pub(crate) use allocate::allocate;
 use client::{Ask, Client};
 use failure::Failure;
 pub(crate) use keep::{acquire, keep};
@@ -63,6 +65,8 @@ pub(crate) struct Kube {
     pub(crate) health: Health,
     /// Our own Node as the follower sees it: none until it has seen all, none inside if there is none.
     seen: watch::Sender<Option<Option<OwnNode>>>,
+    /// Who misses podCIDRs, as the follower sees it.
+    missing: watch::Sender<allocate::Missing>,
     /// The network that our lease was acquired for, and our Node as it was left then.
     acquired: Mutex<Option<(NetworkConfig, OwnNode)>>,
     /// What we were not permitted to do, until when it is not tried again.
@@ -88,6 +92,7 @@ impl Kube {
             name,
             health: Health::new(),
             seen: watch::Sender::new(None),
+            missing: watch::Sender::default(),
             acquired: Mutex::default(),
             forbidden: Mutex::default(),
         })

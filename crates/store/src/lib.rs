@@ -193,6 +193,20 @@ impl Store {
         Store { shared, terms: Terms::default() }
     }
 
+    /// Hands out podCIDRs of a network to Nodes that have none, for as long as it is polled: for clusters in
+    /// which no controller-manager does. Only for Kubernetes; waits forever with the other stores.
+    ///
+    /// Any number of nodes may do it at once: a lock, and conditions on every write, see to it that no two
+    /// Nodes get the same. Needs rights that flannel has not by itself; without them it is said once which.
+    pub async fn allocate_node_cidrs(&self, config: &NetworkConfig) -> Infallible {
+        // Who misses podCIDRs is seen by the follower.
+        let _leases = self.leases();
+        match &self.shared.source {
+            Source::Records(_) => std::future::pending().await,
+            Source::Nodes(kube) => kube::allocate(kube, config).await,
+        }
+    }
+
     /// The same store with other terms for the leases that we acquire and keep.
     pub fn with_terms(self, terms: Terms) -> Store {
         Store { terms, ..self }

@@ -16,6 +16,7 @@ use http_body_util::BodyExt;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
+use super::allocate::Missing;
 use super::client::{Ask, Stream};
 use super::failure::{self, Failure};
 use super::framing::{Items, Lines, TooLarge};
@@ -253,6 +254,7 @@ impl Follower<'_> {
                 if fed.leases_changed {
                     self.publish();
                 }
+                self.tell_missing();
                 self.backoff.reset();
                 self.kube.health.answered();
             }
@@ -317,6 +319,7 @@ impl Follower<'_> {
         self.table.finish();
         self.reached = Some(version);
         self.tell_own();
+        self.tell_missing();
         // A set that is as it was wakes nobody.
         if self.leases.borrow().as_ref() != Some(self.table.leases()) {
             self.publish();
@@ -327,6 +330,13 @@ impl Follower<'_> {
 
     fn publish(&self) {
         self.leases.send_replace(Some(self.table.leases().clone()));
+    }
+
+    fn tell_missing(&self) {
+        let missing = self.table.missing();
+        let ours = self.kube.name.get().is_some_and(|name| missing.contains(name.as_str()));
+        let missing = Missing { nodes: missing.len(), ours };
+        self.kube.missing.send_if_modified(|known| std::mem::replace(known, missing) != missing);
     }
 
     fn tell_own(&self) {

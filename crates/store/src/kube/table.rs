@@ -4,7 +4,7 @@
 //! costs nothing more. Of two Nodes with the same podCIDRs the older one has the lease, on every node
 //! alike; the others wait, are named among [`LeaseSet::skipped`], and get it when it is free.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use fabric::lease::{Lease, LeaseSet, Subnets};
 
@@ -20,6 +20,8 @@ pub(super) struct Table {
     set: LeaseSet,
     /// The leases of Nodes whose podCIDRs an older one has, by those and by right.
     waiting: BTreeMap<Subnets, BTreeMap<Right, Lease>>,
+    /// The names of Nodes that have no podCIDRs.
+    missing: BTreeSet<Box<str>>,
     /// Which list of Nodes is being read.
     round: u32,
 }
@@ -43,6 +45,7 @@ impl Table {
             nodes: HashMap::new(),
             set: LeaseSet::default(),
             waiting: BTreeMap::new(),
+            missing: BTreeSet::new(),
             round: 0,
         }
     }
@@ -50,6 +53,11 @@ impl Table {
     /// The leases of all Nodes.
     pub(super) fn leases(&self) -> &LeaseSet {
         &self.set
+    }
+
+    /// The names of Nodes that have no podCIDRs.
+    pub(super) fn missing(&self) -> &BTreeSet<Box<str>> {
+        &self.missing
     }
 
     /// All Nodes are about to be listed.
@@ -75,6 +83,11 @@ impl Table {
                 return false;
             }
         }
+        if object.pod_cidrs().next().is_none() {
+            self.missing.insert(name.into());
+        } else {
+            self.missing.remove(name);
+        }
         let read = record::read(object, &self.prefix, self.families);
         let Read { lease, complaint } = read.unwrap_or(Read { lease: None, complaint: None });
         let claim = lease.as_ref().map(|lease| (lease.subnets, lease.created));
@@ -93,6 +106,7 @@ impl Table {
     /// A Node is no more; says whether that changed the leases.
     pub(super) fn remove(&mut self, name: &str) -> bool {
         let Some(known) = self.nodes.remove(name) else { return false };
+        self.missing.remove(name);
         let changed = self.give_up(name, known.claim);
         self.complain(name, None) | changed
     }
