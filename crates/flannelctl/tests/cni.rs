@@ -199,7 +199,8 @@ fn an_init_container_replaces_flannel_and_its_configuration_and_nothing_else() {
     fs::write(host.path("conf/10-flannel.conflist"), "{}").unwrap();
     let said = succeeds(&install());
     assert!(said.contains(&format!("kept {bin}/bridge")), "{said}");
-    assert_eq!(fs::read_link(host.path("bin/flannel")).unwrap(), Path::new("flannel-cni"));
+    let program = fs::read(host.path("bin/flannel-cni")).unwrap();
+    assert!(fs::read(host.path("bin/flannel")).unwrap() == program, "the plugin is not ours");
     assert_eq!(fs::read_to_string(host.path("bin/bridge")).unwrap(), "foreign");
     assert_eq!(fs::read_to_string(host.path("conf/10-flannel.conflist")).unwrap(), text);
 
@@ -208,6 +209,32 @@ fn an_init_container_replaces_flannel_and_its_configuration_and_nothing_else() {
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && said.contains("is no list of CNI plugins"), "{said}");
     assert_eq!(fs::read_to_string(host.path("conf/10-flannel.conflist")).unwrap(), text, "the last good one");
+}
+
+#[test]
+fn the_original_is_installed_over_ours_without_harm_to_other_plugins() {
+    let Some(host) = Host::up("back") else { return };
+    let (bin, conf) = (host.text("bin"), host.text("conf"));
+    let install = |more: &[&str]| host.ctl(&[&["install", "--dir", &bin, "--conf", &conf], more].concat());
+    succeeds(&install(&[]));
+    let program = fs::read(host.path("bin/flannel-cni")).unwrap();
+    // What `cp -f` does, be it of GNU or of busybox: to write where the name leads to.
+    fs::write(host.path("bin/flannel"), "the original").unwrap();
+    assert!(
+        fs::read(host.path("bin/bridge")).unwrap() == program,
+        "the other plugins are the original's as well"
+    );
+
+    assert!(!install(&[]).status.success(), "the original's plugin is replaced without being told to");
+    let said = succeeds(&install(&["--keep-others"]));
+    assert!(said.contains(&format!("installed {bin}/flannel\n")), "{said}");
+    // A later version finds its earlier one.
+    fs::write(host.path("bin/flannel-cni"), "earlier").unwrap();
+    fs::write(host.path("bin/flannel"), "earlier").unwrap();
+    succeeds(&install(&[]));
+    assert!(fs::read(host.path("bin/flannel")).unwrap() == program, "the earlier version is still there");
+    succeeds(&host.ctl(&["uninstall", "--dir", &bin, "--conf", &conf]));
+    assert_eq!(fs::read_dir(&bin).unwrap().count(), 0);
 }
 
 #[test]

@@ -1,9 +1,12 @@
 //! `flannelctl cni install` and `uninstall`: the program of the plugins, a link for each of them, and
 //! the network configuration.
 //!
-//! A plugin counts as ours if it is a link to our program; whatever else is there under a plugin's name
-//! belongs to somebody else and stays, unless told otherwise. Everything is put in place by renaming:
-//! a runtime that calls a plugin meanwhile gets the old one or the new one.
+//! A plugin counts as ours if it is a link to our program, or a copy of it; whatever else is there under
+//! a plugin's name belongs to somebody else and stays, unless told otherwise. Everything is put in place
+//! by renaming: a runtime that calls a plugin meanwhile gets the old one or the new one.
+//!
+//! The plugin flannel is a copy. Compatibility: the original is installed by `cp -f`, which writes through
+//! a link, and then all our plugins would be the original's flannel.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -111,9 +114,13 @@ impl Install {
 
         // The program comes first, so that no link ever points to nothing; the configuration comes
         // last, because with it the runtime begins to call.
-        let mut fates = vec![self.put_program(&program)?];
+        let flannel = owner(&self.dir.join(FLANNEL))?;
+        let mut fates = vec![put_program(self.dir.join(PROGRAM), &program)?];
         for plugin in &plugins {
-            fates.push(self.put_link(plugin)?);
+            fates.push(match plugin.as_str() {
+                FLANNEL => self.put_flannel(flannel, &program)?,
+                other => self.put_link(other)?,
+            });
         }
         if !self.no_conf {
             fates.push(self.put_conflist()?);
@@ -130,21 +137,19 @@ impl Install {
         Ok(if kept.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    fn put_program(&self, program: &[u8]) -> Result<(PathBuf, Fate)> {
-        let path = self.dir.join(PROGRAM);
-        if fs::read(&path).is_ok_and(|there| there == program) {
-            return Ok((path, Fate::Unchanged));
+    fn put_flannel(&self, owner: Owner, program: &[u8]) -> Result<(PathBuf, Fate)> {
+        let path = self.dir.join(FLANNEL);
+        if owner == Owner::Others && !self.force && !self.keep_others {
+            return Ok((path, Fate::Kept));
         }
-        replace::file(&path, 0o755, program)?;
-        Ok((path, Fate::Installed))
+        put_program(path, program)
     }
 
     fn put_link(&self, plugin: &str) -> Result<(PathBuf, Fate)> {
         let path = self.dir.join(plugin);
-        let force = self.force || (self.keep_others && plugin == FLANNEL);
         let fate = match owner(&path)? {
             Owner::Us => Fate::Unchanged,
-            Owner::Others if !force => Fate::Kept,
+            Owner::Others if !self.force => Fate::Kept,
             Owner::Others | Owner::Nobody => {
                 replace::link(&path, PROGRAM)?;
                 Fate::Installed
@@ -172,6 +177,15 @@ impl Install {
         };
         Ok((path, fate))
     }
+}
+
+/// A file with this program, and no link to one.
+fn put_program(path: PathBuf, program: &[u8]) -> Result<(PathBuf, Fate)> {
+    if !path.is_symlink() && fs::read(&path).is_ok_and(|there| there == program) {
+        return Ok((path, Fate::Unchanged));
+    }
+    replace::file(&path, 0o755, program)?;
+    Ok((path, Fate::Installed))
 }
 
 impl Uninstall {
@@ -224,16 +238,27 @@ enum Owner {
     Nobody,
 }
 
-/// Whose a file in the plugins' directory is: ours are links to our program.
+/// Whose a file in the plugins' directory is: ours are links to our program beside it, or copies of it.
 fn owner(path: &Path) -> Result<Owner> {
     match fs::read_link(path) {
         Ok(target) if target.file_name().is_some_and(|name| name == PROGRAM) => Ok(Owner::Us),
         Ok(_) => Ok(Owner::Others),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Owner::Nobody),
         // There, and no link.
-        Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(Owner::Others),
+        Err(error) if error.kind() == ErrorKind::InvalidInput => {
+            Ok(if is_copy(path) { Owner::Us } else { Owner::Others })
+        }
         Err(error) => Err(error).with_context(|| format!("looking at {}", path.display())),
     }
+}
+
+/// Whether a file is the same program as ours beside it, under another name.
+fn is_copy(path: &Path) -> bool {
+    let program = path.with_file_name(PROGRAM);
+    let length = |path: &Path| fs::metadata(path).ok().map(|file| file.len());
+    path != program
+        && length(path).is_some_and(|own| length(&program) == Some(own))
+        && fs::read(path).ok().zip(fs::read(&program).ok()).is_some_and(|(one, other)| one == other)
 }
 
 /// The plugins that the program says it holds.
