@@ -1,6 +1,7 @@
 //! Work that outlives the process that asked for it.
 
 use std::ffi::c_int;
+use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions};
@@ -88,6 +89,23 @@ impl Detached {
             _ => Outcome::Failed,
         }
     }
+}
+
+/// The listening socket that systemd opened for this process (`sd_listen_fds(3)`), if it did. To be called
+/// once.
+pub fn socket_of_systemd() -> Option<OwnedFd> {
+    /// `SD_LISTEN_FDS_START`
+    const FIRST: RawFd = 3;
+    let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
+    if number("LISTEN_PID") != Some(std::process::id()) || number("LISTEN_FDS").is_none_or(|count| count == 0)
+    {
+        return None;
+    }
+    // SAFETY: fcntl takes any number; this one is known for a descriptor if it succeeds.
+    let is_open = unsafe { libc::fcntl(FIRST, libc::F_SETFD, libc::FD_CLOEXEC) } == 0;
+    // SAFETY: it is open, and whoever started this process opened it for nobody else; nothing of this process
+    // takes it for its own, since it was open before the program began.
+    is_open.then(|| unsafe { OwnedFd::from_raw_fd(FIRST) })
 }
 
 #[cfg(test)]

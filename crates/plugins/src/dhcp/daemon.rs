@@ -16,6 +16,7 @@ use std::thread;
 
 use cni::{AddResult, Config, Error, IpConfig, Route, Version};
 use ipnet::{IpNet, Ipv4Net};
+use kernel::process;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -52,13 +53,20 @@ fn serve(flags: Flags) -> Result<(), String> {
     let mut signals =
         Signals::new([SIGTERM, SIGINT]).map_err(|error| format!("cannot take signals: {error}"))?;
     let socket = PathBuf::from(format!("{}{}", flags.host_prefix, flags.socket.display()));
-    let listener = listen(&socket)?;
+    // systemd listens on, and starts the next daemon, when this one ends.
+    let (listener, own_socket) = match process::socket_of_systemd() {
+        Some(handed_over) => (UnixListener::from(handed_over), None),
+        None => (listen(&socket)?, Some(socket.clone())),
+    };
     let pidfile = flags.pidfile.clone();
     if let Some(path) = &pidfile {
         fs::write(path, std::process::id().to_string())
             .map_err(|error| format!("error writing pidfile {}: {error}", path.display()))?;
     }
-    log(format_args!("listening on {}", socket.display()));
+    match &own_socket {
+        Some(socket) => log(format_args!("listening on {}", socket.display())),
+        None => log(format_args!("listening where systemd does")),
+    }
     let daemon = Arc::new(Daemon { flags, leases: Mutex::default() });
     thread::Builder::new()
         .name("dhcp-listen".into())
@@ -77,7 +85,7 @@ fn serve(flags: Flags) -> Result<(), String> {
         })
         .map_err(|error| format!("cannot start a thread: {error}"))?;
     signals.forever().next();
-    for path in pidfile.iter().chain([&socket]) {
+    for path in pidfile.iter().chain(&own_socket) {
         let _ = fs::remove_file(path);
     }
     Ok(())
