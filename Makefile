@@ -44,7 +44,7 @@ cluster: setup ## Bring up a Kubernetes cluster of two nodes to play with, and s
 	@.ci/as-root $(DEBUG)/test-cluster up $(CLUSTER)
 
 cluster-down: ## Take the cluster down
-	@$(CARGO) build --quiet --package flannel-rs-tests --bins
+	@[ -x $(DEBUG)/test-cluster ] || $(CARGO) build --quiet --package flannel-rs-tests --bins
 	@.ci/as-root $(DEBUG)/test-cluster down
 
 test: test-unit test-lab test-vm ## Run all tests

@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use flannel_rs_tests::kubernetes::{Agent, Cluster, Proxy, Shape};
+use flannel_rs_tests::kubernetes::{Agent, Cluster, Proxy, Shape, TEST_POD};
 use flannel_rs_tests::machine;
 use lab::{Lab, Topology};
 
@@ -64,7 +64,7 @@ fn up(shape: &Shape) -> Result<()> {
         eprintln!("{}", cluster.dump());
         return Err(error);
     }
-    println!("Started in {built:.1?}, ready in {:.1?}: two nodes, Kubernetes as it is.\n", start.elapsed());
+    println!("Two nodes, started in {built:.1?}, ready after {:.1?}.\n", start.elapsed());
     tell(&cluster)?;
     // What it holds lives on; `down` finds it by its namespaces.
     std::mem::forget(cluster);
@@ -84,7 +84,8 @@ fn tell(cluster: &Cluster<'_>) -> Result<()> {
     script(&dir.join("kubectl"), &kubectl)?;
     println!("  alias kubectl={}/kubectl", dir.display());
     println!("  kubectl get pods -A -o wide");
-    println!("  kubectl run a --image=docker.io/library/test-pod:1 -- serve 8080");
+    println!("  kubectl run a --image={TEST_POD} -- serve 8080");
+    println!("  kubectl exec a -- /bin/program ask 10.244.1.2:8080   # another pod, or a service");
     for number in 1..=cluster.lab().nodes().len() {
         let machine = cluster.node(number);
         let name = machine.node().name();
@@ -92,7 +93,7 @@ fn tell(cluster: &Cluster<'_>) -> Result<()> {
             &dir.join(&name).join("enter"),
             &format!("exec {} \"${{@:-bash}}\"", machine.entrance().join(" ")),
         )?;
-        println!("  {}/{name}/enter          # a shell on {name}; logs are beside it", dir.display());
+        println!("  {}/{name}/enter   # a shell on {name}; its logs are beside it", dir.display());
     }
     println!("\n  make cluster-down");
     Ok(())
@@ -105,7 +106,11 @@ fn script(path: &Path, line: &str) -> Result<()> {
 }
 
 fn down() -> Result<()> {
-    Lab::open(NAME)?.down()?;
+    match Lab::open(NAME) {
+        Ok(lab) => lab.down()?,
+        // One that was killed before it was up has lost its owner: the next lab sweeps it away.
+        Err(_) => Lab::up(None, Topology::alloc(1))?.down()?,
+    }
     machine::sweep();
     Ok(())
 }
