@@ -22,6 +22,7 @@ mod golden;
 mod kubernetes;
 mod kubernetes_away;
 mod kubernetes_changes;
+mod kubernetes_cidrs;
 mod kubernetes_faults;
 mod metrics;
 mod mtu;
