@@ -199,13 +199,23 @@ fn nodes_become_available_once_pods_reach_each_other() {
             kube.wait_condition(number, "False", "FlannelIsUp")?;
             let condition = kube.condition(number)?.context("no condition")?;
             ensure!(condition[2] == "Flannel is running on this node", "{condition:?}");
-            let annotation = |name| kube.annotation(number, name);
-            ensure!(annotation("kube-subnet-manager")?.as_deref() == Some("true"));
-            ensure!(annotation("backend-type")?.as_deref() == Some("vxlan"));
-            let address = kube.node(number).address().to_string();
-            ensure!(annotation("public-ip")? == Some(address), "{:?}", annotation("public-ip")?);
-            let data: Value = serde_json::from_str(&annotation("backend-data")?.context("no data")?)?;
-            ensure!(data["VtepMAC"] == mac(kube.node(number), "flannel.1")?.as_str(), "{data}");
+            // The very texts that the original writes.
+            let data = |link| {
+                Ok::<_, anyhow::Error>(format!(
+                    r#"{{"VNI":1,"VtepMAC":"{}"}}"#,
+                    mac(kube.node(number), link)?
+                ))
+            };
+            let golden = json!({
+                format!("{PREFIX}backend-data"): data("flannel.1")?,
+                format!("{PREFIX}backend-type"): "vxlan",
+                format!("{PREFIX}backend-v6-data"): data("flannel-v6.1")?,
+                format!("{PREFIX}kube-subnet-manager"): "true",
+                format!("{PREFIX}public-ip"): format!("192.168.64.{number}"),
+                format!("{PREFIX}public-ipv6"): format!("fd64::{number}"),
+            });
+            let annotations = &kube.get(number)?["metadata"]["annotations"];
+            ensure!(*annotations == golden, "{annotations}");
             let subnet = kube.node(number).subnet_file()?.subnets();
             ensure!(subnet.iter().map(|net| net.to_string()).eq(kube.pod_cidrs(number)), "{subnet}");
         }
