@@ -117,12 +117,21 @@ impl Location {
     }
 
     fn kubernetes(&self) -> KubeOptions {
+        let environment = KubeOptions::from_environment(|name| std::env::var(name).ok());
+        // A kubelet calls its node as the host is called; where this is no node, nothing depends on it.
+        let node_name = if environment.node_name.is_empty() && environment.pod_name.is_empty() {
+            let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+            host.trim().to_lowercase()
+        } else {
+            environment.node_name.clone()
+        };
         KubeOptions {
+            node_name,
             api_url: self.kube_api_url.clone().unwrap_or_default(),
             kubeconfig_file: self.kubeconfig_file.clone(),
             annotation_prefix: self.kube_annotation_prefix.clone(),
             net_config_path: self.net_config_path.clone(),
-            ..KubeOptions::from_environment(|name| std::env::var(name).ok())
+            ..environment
         }
     }
 }

@@ -5,15 +5,20 @@ use std::path::PathBuf;
 
 use fabric::allocation::AllocationError;
 
+/// What to do without a network configuration where flannelctl can write one.
+pub(crate) const WRITE_ONE: &str = "write one, for instance with `flannelctl network set`";
+
 /// A call to the store that failed.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
     /// There is no network configuration yet.
-    #[error("no network configuration at {place}: write one, for instance with `flannelctl network set`")]
+    #[error("no network configuration at {place}: {remedy}")]
     NoNetworkConfig {
         /// The key or the file that was looked for.
         place: String,
+        /// What to do about it.
+        remedy: &'static str,
     },
     /// What was typed cannot be used: the option, the value, the rule.
     #[error("{0}")]

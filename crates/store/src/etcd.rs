@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use crate::StoreError;
+use crate::error::WRITE_ONE;
 use crate::registry::{Expiry, Record, Registry, Revision, WatchEnd, Written};
 use cluster::Cluster;
 use messages::{
@@ -174,7 +175,7 @@ impl Registry for Etcd {
         let answer = self.range("read the network configuration", request).await?;
         let place = || format!("{} in etcd", String::from_utf8_lossy(&self.keys.config()));
         let Some(kv) = answer.kvs.into_iter().next() else {
-            return Err(StoreError::NoNetworkConfig { place: place() });
+            return Err(StoreError::NoNetworkConfig { place: place(), remedy: WRITE_ONE });
         };
         String::from_utf8(kv.value)
             .map_err(|_| StoreError::Options(format!("the network configuration at {} is no UTF-8", place())))

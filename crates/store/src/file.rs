@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::StoreError;
+use crate::error::WRITE_ONE;
 use crate::registry::{Expiry, Record, Registry, Revision, WatchEnd, Written};
 use files::Lock;
 pub(crate) use watch::DirectoryWatch;
@@ -105,9 +106,10 @@ impl Registry for Directory {
     async fn config(&self) -> Result<String, StoreError> {
         self.off_the_loop(|places| {
             std::fs::read_to_string(&places.config).map_err(|error| match error.kind() {
-                std::io::ErrorKind::NotFound => {
-                    StoreError::NoNetworkConfig { place: places.config.display().to_string() }
-                }
+                std::io::ErrorKind::NotFound => StoreError::NoNetworkConfig {
+                    place: places.config.display().to_string(),
+                    remedy: WRITE_ONE,
+                },
                 _ => files::failed("read the network configuration", &places.config)(error),
             })
         })

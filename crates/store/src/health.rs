@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn a_missing_configuration_is_an_answer() {
         let health = Health::new();
-        let _ = health.note::<()>(Err(StoreError::NoNetworkConfig { place: "x".into() }));
+        let _ = health.note::<()>(Err(StoreError::NoNetworkConfig { place: "x".into(), remedy: "y" }));
         assert!(matches!(*health.subscribe().borrow(), StoreHealth::Reachable { .. }));
     }
 }

@@ -115,7 +115,10 @@ impl Kube {
     pub(crate) async fn network_config(&self) -> Result<String, StoreError> {
         let path = &self.options.net_config_path;
         std::fs::read_to_string(path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => StoreError::NoNetworkConfig { place: path.display().to_string() },
+            std::io::ErrorKind::NotFound => StoreError::NoNetworkConfig {
+                place: path.display().to_string(),
+                remedy: "mount the ConfigMap kube-flannel-cfg there, or name the file with -net-config-path",
+            },
             _ => StoreError::File {
                 attempted: "read the network configuration",
                 path: path.clone(),
