@@ -27,7 +27,7 @@ fn every_manifest_is_accepted() {
         let everything = [
             "--set=flannel.events=true,flannel.hostIptables=true,flannel.hostSysctls=true,netpol.enabled=true",
             "--set-json=flannel.startupTaints=[\"flannel.alpha.coreos.com/not-ready\"]",
-            "--set=podCidrv6=fd00:244::/56",
+            "--set=flannel.allocateNodeCidrs=true,podCidrv6=fd00:244::/56",
         ];
         is_accepted(&api, &manifests.chart(&everything)?)
     });

@@ -18,7 +18,7 @@ const COMPONENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/kustomi
 #[derive(Debug)]
 pub struct Manifests {
     helm: PathBuf,
-    kubectl: String,
+    kubectl: PathBuf,
     dir: tempfile::TempDir,
 }
 
@@ -26,7 +26,7 @@ impl Manifests {
     /// Finds the programs.
     pub fn new() -> Result<Manifests> {
         let dir = tempfile::tempdir().context("making a directory for manifests")?;
-        Ok(Manifests { helm: helm()?, kubectl: Programs::find()?.path("kubectl"), dir })
+        Ok(Manifests { helm: helm()?, kubectl: Programs::find()?.path("kubectl").into(), dir })
     }
 
     /// `deploy/kube-flannel.yml`
@@ -45,12 +45,7 @@ impl Manifests {
 
     /// Runs Helm; fails with what it said.
     pub fn helm(&self, arguments: &[&str]) -> Result<String> {
-        // Nothing of the home directory has a say.
-        let mut command = Command::new(&self.helm);
-        for variable in ["HELM_CONFIG_HOME", "HELM_CACHE_HOME", "HELM_DATA_HOME"] {
-            command.env(variable, self.dir.path());
-        }
-        run(command.args(arguments))
+        self.run(&self.helm, arguments)
     }
 
     /// Runs `helm lint`, which calls nothing good enough that is not.
@@ -85,7 +80,7 @@ impl Manifests {
             fs::copy(path, self.dir.path().join("objects.yml"))?;
             self.write_kustomization("resources: [objects.yml]\n")?
         };
-        let text = run(Command::new(&self.kubectl).arg("kustomize").arg(dir))?;
+        let text = self.run(&self.kubectl, &["kustomize", &dir.display().to_string()])?;
         let mut objects: Vec<String> = text.split("\n---\n").map(|text| text.trim_end().to_owned()).collect();
         objects.sort();
         Ok(objects)
@@ -101,11 +96,24 @@ impl Manifests {
         let up = self.dir.path().components().skip(1).map(|_| "../").collect::<String>();
         format!("{up}{}", path.strip_prefix("/").unwrap_or(path).display())
     }
-}
 
-fn run(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("running {:?}", command.get_program()))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{command:?}: {said}{}", String::from_utf8_lossy(&output.stdout));
-    Ok(String::from_utf8(output.stdout)?)
+    #[expect(clippy::disallowed_methods, reason = "these run in no node of a lab")]
+    fn run(&self, program: &Path, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(program);
+        // Nothing of the home directory has a say.
+        for variable in ["HELM_CONFIG_HOME", "HELM_CACHE_HOME", "HELM_DATA_HOME"] {
+            command.env(variable, self.dir.path());
+        }
+        let output = command.args(arguments).output();
+        let output = output.with_context(|| format!("running {}", program.display()))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "{} {}: {said}{}",
+            program.display(),
+            arguments.join(" "),
+            String::from_utf8_lossy(&output.stdout)
+        );
+        Ok(String::from_utf8(output.stdout)?)
+    }
 }
