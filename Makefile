@@ -25,7 +25,7 @@ VM_TESTS := dataplane firewall attach
 # Those that are about numbers or lapse of time, not about what a kernel can do.
 VM_SKIPS := ten_thousand_peers a_hundred_killed_plugins sixty_four_pods leases_are_kept_for_as_long_as_their_pods_live
 
-.PHONY: help setup build demo cluster cluster-down test test-unit test-lab test-vm check bench bench-compare release image install clean
+.PHONY: help setup build demo cluster cluster-down test test-unit test-lab test-vm check bench bench-compare release image chart install clean
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -82,7 +82,8 @@ bench-compare: ## Compare two runs of `make bench`: BEFORE=benches/results.json 
 release: build ## Pack the release binaries into dist/
 	@rm -rf dist/$(DIST) && mkdir -p dist/$(DIST)
 	@cp $(RELEASE)/flanneld $(RELEASE)/flannel-cni $(RELEASE)/flannelctl dist/$(DIST)/
-	@cp LICENSE README.md CHANGELOG.md deploy/flanneld.service deploy/mk-docker-opts.sh dist/$(DIST)/
+	@cp LICENSE README.md CHANGELOG.md deploy/flanneld.service deploy/mk-docker-opts.sh deploy/kube-flannel.yml \
+	  dist/$(DIST)/
 	@$(SBOM) && cp dist/flannel-rs-$(VERSION).cdx.json dist/$(DIST)/
 	@tar -C dist -czf dist/$(DIST).tar.gz $(DIST)
 	@ls -l dist/$(DIST) dist/$(DIST).tar.gz
@@ -99,6 +100,11 @@ image: build ## Pack the release binaries into a container image in dist/ (IMAGE
 	@$(PACK) image $(IMAGE:%=--name %) --revision "$$(git rev-parse HEAD 2>/dev/null)" \
 	  --out dist/flannel-rs-$(VERSION)-image.tar $(PROGRAMS)
 	@$(SBOM)
+
+chart: ## Check the Helm chart and pack it into dist/ (needs Go, once, for Helm)
+	@mkdir -p dist
+	@helm=$$(.ci/helm)/helm && $$helm lint --strict --quiet deploy/chart/flannel && \
+	  $$helm package --destination dist deploy/chart/flannel
 
 clean: ## Remove everything that was built
 	$(CARGO) clean
