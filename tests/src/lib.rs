@@ -9,6 +9,7 @@ pub mod cri;
 pub mod image;
 pub mod kubernetes;
 pub mod machine;
+pub mod packet_peer;
 
 use std::time::{Duration, Instant};
 

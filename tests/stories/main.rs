@@ -37,4 +37,5 @@ mod start;
 mod store_away;
 mod store_changes;
 mod take_over;
+mod udp;
 mod underlay;

@@ -28,6 +28,16 @@ fn host_routes_leave_all_of_the_underlay() {
     story(Topology::host_gw(2), |lab| largest_packets_arrive(lab, 1500));
 }
 
+#[test]
+fn udp_over_ipv4_leaves_1472_octets() {
+    story(Topology::udp(2), |lab| largest_packets_arrive(lab, 1472));
+}
+
+#[test]
+fn udp_over_both_families_leaves_1452_octets() {
+    story(Topology::udp(2).families(Families::Dual), |lab| largest_packets_arrive(lab, 1452));
+}
+
 fn largest_packets_arrive(lab: &Lab, mtu: u32) -> Result<()> {
     lab.start()?;
     let (a, b) = (lab.node(1).attach("a")?, lab.node(2).attach("b")?);

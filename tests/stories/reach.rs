@@ -35,6 +35,19 @@ fn pods_reach_each_other_by_host_routes_with_both_families() {
     story(Topology::host_gw(3).families(Families::Dual).etcd().flag("--ip-masq"), everyone_reaches_everyone);
 }
 
+#[test]
+fn pods_reach_each_other_over_udp_with_both_families() {
+    story(Topology::udp(3).families(Families::Dual).flag("--ip-masq"), everyone_reaches_everyone);
+}
+
+#[test]
+fn pods_reach_each_other_over_udp_with_ipv6_alone() {
+    story(Topology::udp(2).families(Families::Ipv6), |lab| {
+        lab.start()?;
+        everyone_answers(lab, &[lab.node(1).attach("a")?, lab.node(2).attach("b")?])
+    });
+}
+
 /// `alloc` leases subnets and leaves the way to them to others.
 #[test]
 fn alloc_leases_subnets_and_touches_no_route() {

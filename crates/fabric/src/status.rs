@@ -327,6 +327,8 @@ pub struct Traffic {
     pub packets: u64,
     /// Their octets, IP headers included.
     pub octets: u64,
+    /// Packets passed on although they are larger than the device's MTU.
+    pub oversized: u64,
     /// Packets dropped, by reason.
     pub dropped: BTreeMap<String, u64>,
 }

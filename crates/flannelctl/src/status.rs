@@ -112,6 +112,7 @@ fn show(status: &Status, running: bool, all: bool, out: &mut Output) -> Result<(
     for (name, fact) in facts {
         out.line(format!("{} {fact}", out.toned(Tone::Strong, format!("{name:<10}"))))?;
     }
+    data_path(status, out)?;
     peers(status, all, out)?;
     repairs(status, out)?;
     wrong(status, out)
@@ -142,6 +143,23 @@ fn store(status: &Status, out: &Output) -> String {
     }
     let error = store.error.as_ref().map_or(String::new(), |error| format!(": {error}"));
     out.toned(Tone::Bad, format!("{}, unreachable for {since}{error}{snapshot}", store.name))
+}
+
+/// What was carried and what was dropped, of a backend whose packets pass through flanneld.
+fn data_path(status: &Status, out: &mut Output) -> Result<()> {
+    let Some(data_path) = &status.data_path else { return Ok(()) };
+    let (outgoing, incoming) = (&data_path.outgoing, &data_path.incoming);
+    let carried = format!("{} packets sent, {} received", outgoing.packets, incoming.packets);
+    out.line(format!("{} {carried}", out.toned(Tone::Strong, format!("{:<10}", "data path"))))?;
+    for (way, traffic) in [("outgoing", outgoing), ("incoming", incoming)] {
+        for (reason, count) in traffic.dropped.iter().filter(|(_, count)| **count > 0) {
+            out.line(format!("           {count} {way} dropped: {}", reason.replace('_', " ")))?;
+        }
+        if traffic.oversized > 0 {
+            out.line(format!("           {} {way} larger than the MTU of pods", traffic.oversized))?;
+        }
+    }
+    Ok(())
 }
 
 fn peers(status: &Status, all: bool, out: &mut Output) -> Result<()> {

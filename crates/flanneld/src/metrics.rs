@@ -163,6 +163,9 @@ impl Facts {
         page.counters("flannel_datapath_packets", "Packets carried.", "direction", packets)?;
         let octets = ways.map(|(way, traffic)| (way.to_owned(), traffic.octets));
         page.counters("flannel_datapath_bytes", "Their octets.", "direction", octets)?;
+        let oversized = ways.map(|(way, traffic)| (way.to_owned(), traffic.oversized));
+        let help = "Packets carried although they are larger than the MTU of pods.";
+        page.counters("flannel_datapath_oversized_packets", help, "direction", oversized)?;
         let drops = ways.into_iter().flat_map(|(way, traffic)| {
             traffic
                 .dropped

@@ -217,7 +217,7 @@ impl Node<'_> {
             intent: channels.intent.subscribe(),
             leases: leases.clone(),
             remembered: remembered_leases.clone(),
-            kernel_changed: channels.notifications.anything.subscribe(),
+            kernel_changed: channels.notifications.addressing.subscribe(),
         };
         let reconciler = Reconciler::new(
             (kernel, Linux::open()?),

@@ -7,6 +7,7 @@
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use fabric::backend::Backend;
 use fabric::backend::udp::Udp;
@@ -14,12 +15,20 @@ use fabric::config::NetworkConfig;
 use fabric::host::ExternalInterface;
 use fabric::lease::LeaseSet;
 use fabric::plan::Intent;
+use fabric::status;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use udp::{DataPath, Peers, Settings, Snapshot};
 
 use crate::board::{Board, Step};
 use crate::retry::Retry;
 
+/// How often the counters are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often the status file is written anew because packets were dropped.
+const DROPS: Duration = Duration::from_secs(2);
+/// How often because packets were carried.
+const PACKETS: Duration = Duration::from_secs(10);
 /// With more changed leases than this, the whole table is made anew.
 const BULK: usize = 1024;
 
@@ -48,7 +57,7 @@ pub struct Inputs {
     pub leases: watch::Receiver<Option<LeaseSet>>,
     /// The leases of the last run, for until then.
     pub remembered: Option<LeaseSet>,
-    /// Changes whenever the kernel says that something changed.
+    /// Changes when links or addresses may have changed.
     pub kernel_changed: watch::Receiver<u64>,
 }
 
@@ -110,6 +119,7 @@ impl Tunnel {
                     board.done(Step::DataPath);
                     retry = Retry::new("open the data path");
                     tokio::select! {
+                        never = self.show(board) => match never {},
                         () = ended.notified() => "the device is gone".to_owned(),
                         () = other_settings(&mut external, &settings, (udp, config)) => {
                             self.replace(None).await;
@@ -127,6 +137,28 @@ impl Tunnel {
                 // A device that is made anew, an address that comes back.
                 _ = kernel_changed.changed() => {}
             }
+        }
+    }
+
+    /// Keeps the counters in the status up to date: always in memory, and in the file as often as is
+    /// worth writing it.
+    async fn show(&self, board: &Board) -> Infallible {
+        let mut shown = (Instant::now(), None);
+        loop {
+            let Some(now) = self.snapshot().map(counted) else { return std::future::pending().await };
+            let drops =
+                |path: &status::DataPath| (path.outgoing.dropped.clone(), path.incoming.dropped.clone());
+            let before: &Option<status::DataPath> = &shown.1;
+            let drops_differ = before.as_ref().is_none_or(|before| drops(before) != drops(&now));
+            let differs = before.as_ref() != Some(&now);
+            let patience = if drops_differ { DROPS } else { PACKETS };
+            if before.is_none() || differs && shown.0.elapsed() >= patience {
+                board.update(|status| status.data_path = Some(now.clone()));
+                shown = (Instant::now(), Some(now));
+            } else {
+                board.silently(|status| status.data_path = Some(now));
+            }
+            tokio::time::sleep(LOOK).await;
         }
     }
 
@@ -182,6 +214,24 @@ impl Tunnel {
         if let Err(panicked) = tokio::task::spawn_blocking(tell).await {
             tracing::error!(%panicked, "telling the data path its peers");
         }
+    }
+}
+
+/// The counters as the status has them. What the kernel drops in front of us counts with the rest.
+fn counted(snapshot: Snapshot) -> status::DataPath {
+    let traffic = |traffic: &udp::Traffic, queue: u64| status::Traffic {
+        packets: traffic.packets,
+        octets: traffic.octets,
+        oversized: traffic.oversized,
+        dropped: traffic
+            .drops()
+            .map(|(reason, count)| (reason.name().to_owned(), count))
+            .chain([("queue_full_or_not_running".to_owned(), queue)])
+            .collect(),
+    };
+    status::DataPath {
+        outgoing: traffic(&snapshot.outgoing, snapshot.device_drops),
+        incoming: traffic(&snapshot.incoming, snapshot.socket_overflows),
     }
 }
 

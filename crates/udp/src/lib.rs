@@ -28,7 +28,7 @@ mod sender;
 mod socket;
 mod virtio;
 
-pub use counters::Snapshot;
+pub use counters::{Snapshot, Traffic};
 pub use data_path::{DataPath, Offloads, Settings};
 pub use error::UdpError;
 pub use peers::Peers;

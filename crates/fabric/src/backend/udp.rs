@@ -123,6 +123,11 @@ impl Udp {
         into.links.insert(name, Link { name, kind, mtu: self.mtu(config, &host.external), mac: None });
         // Router advertisements from a pod must not give the host a route or an address.
         into.sysctls.insert(format!("net/ipv6/conf/{name}/accept_ra"), "0".to_owned());
+        if config.ipv4.is_some() {
+            // What the data path tells pods by ICMP comes from this node's own address. The kernel would
+            // take that for a forgery, and does so with what the original sends.
+            into.sysctls.insert(format!("net/ipv4/conf/{name}/accept_local"), "1".to_owned());
+        }
         let own = host.own.iter().filter(|own| config.networks().any(|net| net.contains(own)));
         into.addresses.extend(own.map(|own| (name, IpNet::from(own.network()))));
         into.routes.extend(config.networks().map(|network| Route {
