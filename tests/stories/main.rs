@@ -10,6 +10,7 @@ mod bad_leases;
 mod chart;
 mod cluster_changes;
 mod cluster_churn;
+mod cluster_iptables;
 mod cluster_manifests;
 mod cluster_reach;
 mod containerd;
