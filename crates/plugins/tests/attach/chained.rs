@@ -16,7 +16,7 @@ use kernel::virtual_link::{self, VirtualKind, VirtualLink};
 use kernel::{link, netns, sysctl};
 use serde_json::{Value, json};
 
-use crate::node::{Call, Node, possible};
+use crate::node::{Call, Node};
 
 /// A pod that flannel has attached, and a plugin that comes after it.
 fn chained<'a>(node: &Node, plugin: &'a str, id: &'a str, keys: Value) -> Call<'a> {
@@ -44,10 +44,7 @@ fn settings(call: &Call<'_>) -> LinkSettings {
 
 #[test]
 fn a_tuned_interface_is_as_it_was_after_del() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     let keys = json!({
         "mac": "c2:11:22:33:44:55", "mtu": 1300, "promisc": true, "allmulti": true, "txQLen": 77,
         "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1", "net.ipv4.ip_local_port_range": "2000 3000"},
@@ -113,10 +110,7 @@ fn transfer(listener: TcpListener, connect: impl FnOnce() -> TcpStream) -> Durat
 
 #[test]
 fn a_pod_receives_and_sends_no_faster_than_its_limits() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     // 1 MB/s, and 10 kB at once.
     let limits = json!({"ingressRate": 8_000_000, "ingressBurst": 80_000,
                         "egressRate": 8_000_000, "egressBurst": 80_000});
@@ -159,10 +153,7 @@ fn a_pod_receives_and_sends_no_faster_than_its_limits() {
 
 #[test]
 fn devices_of_limits_go_with_their_containers() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     let limits = json!({"egressRate": 8_000_000, "egressBurst": 80_000});
     let attach = |id| {
         let call = chained(&node, "bandwidth", id, limits.clone());
@@ -197,10 +188,7 @@ fn devices_of_limits_go_with_their_containers() {
 
 #[test]
 fn addresses_of_containers_that_a_crash_ended_are_taken_back() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     let ipam = |id, netns: &str| Call {
         plugin: "host-local",
         config: json!({

@@ -28,8 +28,8 @@ use serde_json::{Value, json};
 use crate::node::{Call, Node, possible};
 
 /// A node with a cable between its devices eth9 and eth8.
-fn wired() -> Node {
-    let node = Node::new();
+fn wired() -> Option<Node> {
+    let node = Node::here()?;
     node.on_host(|socket| {
         let here = netns::current().unwrap();
         let cable = Veth {
@@ -49,7 +49,7 @@ fn wired() -> Node {
         let default = Route::new("0.0.0.0/0".parse().unwrap(), Some("192.168.77.254".parse().unwrap()), eth9);
         route::add(socket, &default).unwrap();
     });
-    node
+    Some(node)
 }
 
 fn name(text: &str) -> LinkName {
@@ -148,10 +148,7 @@ const MACVLAN: VirtualKind = VirtualKind::Macvlan { mode: MacvlanMode::Bridge, b
 
 #[test]
 fn ptp_connects_a_pod_with_the_host_and_through_it_with_its_neighbors() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     let ranges = json!([[{"subnet": "10.5.0.0/24"}], [{"subnet": "fd05::/64"}]]);
     let routes = json!([{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]);
     let mut calls = ["a", "b"].map(|id| call(&node, "ptp", id, json!({"ipMasq": true, "mtu": 1400})));
@@ -202,10 +199,7 @@ fn ptp_connects_a_pod_with_the_host_and_through_it_with_its_neighbors() {
 
 #[test]
 fn a_pod_that_cannot_be_attached_by_ptp_leaves_nothing() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     let mut call = call(&node, "ptp", "a", json!({}));
     call.config["ipam"]["routes"] = json!([{"dst": "10.99.0.0/16", "gw": "172.31.0.1"}]);
     let error = node.fail("ADD", &call);
@@ -221,10 +215,7 @@ fn a_pod_that_cannot_be_attached_by_ptp_leaves_nothing() {
 
 #[test]
 fn static_addresses_are_those_of_the_configuration() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     let mut call = call(&node, "ptp", "a", json!({}));
     call.config["ipam"] = json!({
         "type": "static",
@@ -244,10 +235,7 @@ fn static_addresses_are_those_of_the_configuration() {
 
 #[test]
 fn pods_on_one_device_reach_each_other_by_macvlan() {
-    if !possible() {
-        return;
-    }
-    let node = wired();
+    let Some(node) = wired() else { return };
     if !has(&node, MACVLAN) {
         return;
     }
@@ -278,10 +266,7 @@ fn pods_on_one_device_reach_each_other_by_macvlan() {
 
 #[test]
 fn an_address_that_somebody_on_the_network_has_is_refused() {
-    if !possible() {
-        return;
-    }
-    let node = wired();
+    let Some(node) = wired() else { return };
     if !has(&node, MACVLAN) {
         return;
     }
@@ -307,10 +292,7 @@ fn an_address_that_somebody_on_the_network_has_is_refused() {
 
 #[test]
 fn a_macvlan_device_may_stand_on_one_of_the_pod() {
-    if !possible() {
-        return;
-    }
-    let node = wired();
+    let Some(node) = wired() else { return };
     if !has(&node, MACVLAN) {
         return;
     }
@@ -336,10 +318,7 @@ fn a_macvlan_device_may_stand_on_one_of_the_pod() {
 
 #[test]
 fn what_cannot_be_made_is_refused_and_leaves_nothing() {
-    if !possible() {
-        return;
-    }
-    let node = wired();
+    let Some(node) = wired() else { return };
     let mut call = call(&node, "macvlan", "a", json!({}));
     let mut refused = |members: Value| {
         call.config = config(&node, "macvlan", members);
@@ -367,10 +346,7 @@ fn what_cannot_be_made_is_refused_and_leaves_nothing() {
 
 #[test]
 fn a_kind_that_the_kernel_lacks_is_named_with_the_remedy() {
-    if !possible() {
-        return;
-    }
-    let node = wired();
+    let Some(node) = wired() else { return };
     let kinds = [
         ("ipvlan", VirtualKind::Ipvlan(IpvlanMode::L2), "CONFIG_IPVLAN"),
         ("vlan", VirtualKind::Vlan(7), "CONFIG_VLAN_8021Q"),
@@ -396,10 +372,7 @@ fn a_kind_that_the_kernel_lacks_is_named_with_the_remedy() {
 
 #[test]
 fn pods_on_one_device_reach_each_other_by_ipvlan() {
-    if !possible() {
-        return;
-    }
-    let node = wired();
+    let Some(node) = wired() else { return };
     if !has(&node, VirtualKind::Ipvlan(IpvlanMode::L2)) {
         return;
     }
@@ -436,10 +409,7 @@ fn pods_on_one_device_reach_each_other_by_ipvlan() {
 
 #[test]
 fn pods_at_both_ends_of_a_cable_reach_each_other_in_their_vlan() {
-    if !possible() {
-        return;
-    }
-    let node = wired();
+    let Some(node) = wired() else { return };
     if !has(&node, VirtualKind::Vlan(7)) {
         return;
     }
@@ -464,10 +434,7 @@ fn pods_at_both_ends_of_a_cable_reach_each_other_in_their_vlan() {
 
 #[test]
 fn a_dummy_device_holds_addresses() {
-    if !possible() {
-        return;
-    }
-    let node = wired();
+    let Some(node) = wired() else { return };
     if !has(&node, VirtualKind::Dummy) {
         return;
     }
@@ -513,10 +480,7 @@ fn a_tap_device_is_there_for_a_program() {
 
 #[test]
 fn a_device_on_loan_comes_back_as_it_was() {
-    if !possible() {
-        return;
-    }
-    let node = wired();
+    let Some(node) = wired() else { return };
     let mut call = call(&node, "host-device", "a", json!({"device": "eth8"}));
     call.config["ipam"]["routes"] = json!([]);
     let before = host_device(&node, "eth8").unwrap();
@@ -540,10 +504,7 @@ fn a_device_on_loan_comes_back_as_it_was() {
 
 #[test]
 fn a_device_that_cannot_be_lent_stays_where_it_is_and_up() {
-    if !possible() {
-        return;
-    }
-    let node = wired();
+    let Some(node) = wired() else { return };
     let mut first = call(&node, "ptp", "a", json!({}));
     add(&node, &mut first);
     let lend = Call {
@@ -571,10 +532,7 @@ fn a_device_that_cannot_be_lent_stays_where_it_is_and_up() {
 
 #[test]
 fn a_device_that_came_home_by_itself_gets_its_name_back() {
-    if !possible() {
-        return;
-    }
-    let node = wired();
+    let Some(node) = wired() else { return };
     let mut call = call(&node, "host-device", "a", json!({"device": "eth8"}));
     call.config["ipam"]["routes"] = json!([]);
     add(&node, &mut call);
@@ -607,10 +565,7 @@ fn routes_of(netns: &str, table: u32) -> Vec<Entry> {
 
 #[test]
 fn what_comes_from_an_address_leaves_by_its_interface() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     let mut first = call(&node, "ptp", "a", json!({}));
     let mut second = Call { ifname: "eth1", ..first.clone() };
     second.config["name"] = json!("net2");
@@ -649,10 +604,7 @@ fn what_comes_from_an_address_leaves_by_its_interface() {
 
 #[test]
 fn a_gateway_of_the_configuration_counts_more_than_the_earlier_plugins() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     let mut first = call(&node, "ptp", "a", json!({}));
     add(&node, &mut first);
     let mut sbr = Call { plugin: "sbr", ..first.clone() };
@@ -677,10 +629,7 @@ fn a_gateway_of_the_configuration_counts_more_than_the_earlier_plugins() {
 
 #[test]
 fn an_interface_moves_into_a_routing_domain_with_its_routes() {
-    if !possible() {
-        return;
-    }
-    let node = wired();
+    let Some(node) = wired() else { return };
     if !has(&node, VirtualKind::Vrf(5)) {
         return;
     }

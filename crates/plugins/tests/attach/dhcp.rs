@@ -11,7 +11,7 @@ use fabric::LinkName;
 use kernel::{address, link};
 use serde_json::json;
 
-use crate::node::{Call, Node, possible};
+use crate::node::{Call, Node};
 
 /// How long the daemon tries to get an address.
 const PATIENCE: &str = "6s";
@@ -68,10 +68,7 @@ fn wait_for(said: &Receiver<String>, text: &str) {
 
 #[test]
 fn leases_are_kept_for_as_long_as_their_pods_live() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     node.on_host(|socket| {
         let name: LinkName = "cni0".parse().unwrap();
         kernel::bridge::create_bridge(socket, &kernel::bridge::Bridge::named(name)).unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::node::{Call, Node, possible};
+use crate::node::{Call, Node};
 
 /// The calls of a pod's life in order, as a runtime makes them.
 const LIFE: [(&str, &str); 4] =
@@ -15,11 +15,8 @@ const LIFE: [(&str, &str); 4] =
 
 #[test]
 fn a_hundred_killed_plugins_leave_nothing_that_del_or_gc_does_not_take_away() {
-    if !possible() {
-        return;
-    }
+    let Some(node) = Node::here() else { return };
     let kills: u32 = std::env::var("CNI_KILLS").map_or(100, |number| number.parse().unwrap());
-    let node = Node::new();
     let netns = node.pod("all");
     // Guesses of how long each call takes, made better as plugins turn out to be done, or not, when killed.
     let mut lengths = [Duration::from_millis(10); LIFE.len()];
@@ -37,9 +34,6 @@ fn a_hundred_killed_plugins_leave_nothing_that_del_or_gc_does_not_take_away() {
             if (*verb, *plugin) == LIFE[0] {
                 portmap.config["prevResult"] = result;
             }
-        }
-        if last == 1 {
-            assert!(!portmap.config["prevResult"].is_null());
         }
         let (verb, plugin) = LIFE[last];
         let mut child = node.start(verb, if plugin == "flannel" { flannel } else { portmap });

@@ -25,17 +25,14 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use fabric::LinkName;
 use kernel::{address, link, netns};
-use node::{Call, Node, answer, possible};
+use node::{Call, Node, answer};
 use serde_json::json;
 
 const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 #[test]
 fn every_version_gets_a_result_of_its_own_shape() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     for (at, version) in VERSIONS.iter().enumerate() {
         let (last, id) = (at + 2, format!("v{at}"));
         let mut call = node.attachment(&id, &node.pod(&id));
@@ -63,10 +60,7 @@ fn every_version_gets_a_result_of_its_own_shape() {
 
 #[test]
 fn sixty_four_pods_at_once_get_addresses_of_their_own() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     let ids: Vec<String> = (0..64).map(|n| format!("p{n}")).collect();
     let calls: Vec<Call<'_>> = ids.iter().map(|id| node.attachment(id, &node.pod(id))).collect();
     let started: Vec<_> = calls.iter().map(|call| node.start("ADD", call)).collect();
@@ -91,10 +85,7 @@ fn sixty_four_pods_at_once_get_addresses_of_their_own() {
 
 #[test]
 fn del_takes_everything_away_whatever_is_left_of_the_pod() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     let mut config = node.config("1.1.0", "cbr0");
     // So that there is something in the firewall too.
     config["delegate"]["ipMasq"] = json!(true);
@@ -137,10 +128,7 @@ fn del_takes_everything_away_whatever_is_left_of_the_pod() {
 
 #[test]
 fn a_failed_del_can_be_tried_again() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     let call = node.attachment("a", &node.pod("a"));
     node.succeed("ADD", &call);
     fs::rename(node.path("bin/bridge"), node.path("bin/elsewhere")).unwrap();
@@ -154,10 +142,7 @@ fn a_failed_del_can_be_tried_again() {
 
 #[test]
 fn interfaces_and_networks_of_one_pod_do_not_get_in_each_others_way() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     let first = node.attachment("a", &node.pod("a"));
     let second = Call { ifname: "eth1", ..first.clone() };
     let mut other = node.config("1.1.0", "other");
@@ -197,10 +182,7 @@ fn narrow_lease(ifname: &str) -> String {
 
 #[test]
 fn a_pod_before_flanneld_is_told_to_come_again() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     let call = node.attachment("a", &node.pod("a"));
     fs::remove_file(node.path("subnet.env")).unwrap();
     let error = node.fail("ADD", &call);
@@ -222,10 +204,7 @@ fn a_pod_before_flanneld_is_told_to_come_again() {
 
 #[test]
 fn a_bridge_with_another_address_is_named_with_the_remedy() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     node.on_host(|socket| {
         let name: LinkName = "cni0".parse().unwrap();
         kernel::bridge::create_bridge(socket, &kernel::bridge::Bridge::named(name)).unwrap();
@@ -252,10 +231,7 @@ fn a_bridge_with_another_address_is_named_with_the_remedy() {
 
 #[test]
 fn a_bridge_that_lost_its_address_with_its_last_port_is_used_again() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     node.on_host(|socket| {
         let name: LinkName = "cni0".parse().unwrap();
         kernel::bridge::create_bridge(socket, &kernel::bridge::Bridge::named(name)).unwrap();
@@ -284,10 +260,7 @@ fn a_bridge_that_lost_its_address_with_its_last_port_is_used_again() {
 
 #[test]
 fn check_sees_what_was_lost() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     let netns = node.pod("a");
     let mut call = node.attachment("a", &netns);
     call.config["delegate"]["ipMasq"] = json!(true);
@@ -317,10 +290,7 @@ fn check_sees_what_was_lost() {
 
 #[test]
 fn gc_takes_away_what_no_attachment_holds() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     let mut config = node.config("1.1.0", "cbr0");
     config["delegate"]["ipMasq"] = json!(true);
     let calls =
@@ -341,10 +311,7 @@ fn gc_takes_away_what_no_attachment_holds() {
 
 #[test]
 fn a_delegate_that_is_another_program_is_executed() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     let call = node.attachment("a", &node.pod("a"));
     // A copy is another file, so it has to be started; it tells by a mark that it was.
     let script = format!("#!/bin/sh\ntouch {0}/started\nexec {0}/bin/real/bridge\n", node.path("").display());
@@ -367,10 +334,7 @@ fn a_delegate_that_is_another_program_is_executed() {
 
 #[test]
 fn a_pod_cannot_send_under_another_ethernet_address_if_told_so() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     let mut call = node.attachment("a", &node.pod("a"));
     call.config["delegate"]["macspoofchk"] = json!(true);
     call.config["runtimeConfig"] = json!({"mac": "02:00:00:00:00:77"});
@@ -399,10 +363,7 @@ fn a_pod_cannot_send_under_another_ethernet_address_if_told_so() {
 
 #[test]
 fn loopback_is_set_up_and_down() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     let netns = node.pod("a");
     let call = Call {
         plugin: "loopback",

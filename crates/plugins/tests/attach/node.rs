@@ -55,6 +55,11 @@ pub(crate) struct Call<'a> {
 }
 
 impl Node {
+    /// A node, where these stories can be told.
+    pub(crate) fn here() -> Option<Node> {
+        possible().then(Node::new)
+    }
+
     /// A node whose flanneld has leased 10.244.1.0/24 and an IPv6 subnet.
     pub(crate) fn new() -> Node {
         static COUNT: AtomicUsize = AtomicUsize::new(0);

@@ -213,10 +213,7 @@ fn a_host_port_leads_to_its_pod_from_everywhere_whatever_the_rules_are_made_by()
 
 #[test]
 fn a_port_follows_the_pod_that_has_it_now_also_for_those_who_talk_already() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     let far = Far::beyond(&node);
     let mut first = chained(&node, "portmap", "first", json!({}));
     let mut second = chained(&node, "portmap", "second", json!({}));
@@ -234,10 +231,7 @@ fn a_port_follows_the_pod_that_has_it_now_also_for_those_who_talk_already() {
 
 #[test]
 fn mappings_are_there_once_are_missed_and_go_whatever_happens_in_between() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     let long = "a".repeat(140);
     let mut call = chained(&node, "portmap", &long, json!({}));
     call.config["runtimeConfig"] = mappings(&[(8080, 80, "tcp", ""), (8081, 80, "sctp", "192.0.2.1")]);
@@ -283,10 +277,7 @@ fn without_comments(saved: &str) -> String {
 
 #[test]
 fn conditions_hold_for_the_pods_that_have_them() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     let far = Far::beyond(&node);
     for (port, condition) in
         [(8080, "ip saddr != 192.168.7.2"), (8081, "ip saddr . ip daddr { 192.168.7.2 . 192.168.7.1 }")]
@@ -349,10 +340,7 @@ fn mappings_of_containers_that_are_no_longer_known_are_collected() {
 
 #[test]
 fn masquerading_by_iptables_ends_with_the_containers_that_are_no_longer_known() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     for (id, network) in [("kept", "cbr0"), ("gone", "cbr0"), ("elsewhere", "cbr1")] {
         let mut call = Call { config: node.config("1.1.0", network), ..node.attachment(id, &node.pod(id)) };
         let delegate = json!({"bridge": network, "ipMasq": true, "ipMasqBackend": "iptables"});
@@ -376,10 +364,7 @@ fn masquerading_by_iptables_ends_with_the_containers_that_are_no_longer_known() 
 
 #[test]
 fn a_mapping_that_cannot_be_is_refused_with_its_reason() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     let mut call = chained(&node, "portmap", "a", json!({}));
     for (runtime, expected) in [
         (mappings(&[(0, 80, "tcp", "")]), "failed to parse config: Invalid host port number: 0"),
@@ -399,10 +384,7 @@ fn a_mapping_that_cannot_be_is_refused_with_its_reason() {
 
 #[test]
 fn a_pod_is_let_through_a_firewall_that_drops_what_it_does_not_know() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     let far = Far::beyond(&node);
     let listener = far.run(|| TcpListener::bind("192.168.7.2:0").unwrap());
     let to = listener.local_addr().unwrap();
@@ -440,10 +422,7 @@ fn a_pod_is_let_through_a_firewall_that_drops_what_it_does_not_know() {
 
 #[test]
 fn pods_that_are_no_longer_known_are_let_through_no_more() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     let [kept, mut gone] = ["kept", "gone"].map(|id| chained(&node, "firewall", id, json!({})));
     node.succeed("ADD", &kept);
     node.succeed("ADD", &gone);
@@ -464,10 +443,7 @@ fn pods_that_are_no_longer_known_are_let_through_no_more() {
 
 #[test]
 fn pods_of_an_isolated_bridge_are_reached_by_nobody_who_was_not_asked() {
-    if !possible() {
-        return;
-    }
-    let node = Node::new();
+    let Some(node) = Node::here() else { return };
     let far = Far::beyond(&node);
     let mut call = chained(&node, "firewall", "a", json!({"ingressPolicy": "closed"}));
     assert_eq!(node.fail("ADD", &call)["msg"], "unknown ingress policy: \"closed\"");
