@@ -35,6 +35,8 @@ use crate::connect;
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 /// How long a call may take, waiting for a server that asks for patience included.
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// How long an answer over the connection of an earlier call may take: it may be dead, and a new one not.
+const IDLE_DEADLINE: Duration = Duration::from_secs(4);
 /// How long the head of a long answer may take. A busy server keeps such requests in a queue.
 const STREAM_DEADLINE: Duration = Duration::from_secs(20);
 /// How long a server that is too busy is left alone where it does not say.
@@ -152,13 +154,14 @@ impl Client {
     async fn call_once(&self, ask: &Ask) -> Result<Bytes, Failure> {
         let idle = self.idle().take().filter(|connection| !connection.sender.is_closed());
         if let Some(connection) = idle {
-            match self.call_over(connection, ask).await {
-                Err(failure)
+            match tokio::time::timeout(IDLE_DEADLINE, self.call_over(connection, ask)).await {
+                Ok(Err(failure))
                     if failure.status.is_none() || failure.status == Some(StatusCode::UNAUTHORIZED) =>
                 {
                     debug!(error = %failure.error, "asking the API server again, over a new connection");
                 }
-                outcome => return outcome,
+                Ok(outcome) => return outcome,
+                Err(_) => debug!("no answer over the connection of the last call, trying a new one"),
             }
         }
         self.call_over(self.connect(&ask.attempted).await?, ask).await

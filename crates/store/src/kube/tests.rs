@@ -203,6 +203,18 @@ async fn a_server_that_hangs_costs_a_bounded_time_and_is_named() {
 }
 
 #[tokio::test]
+async fn a_connection_that_is_dead_is_not_waited_for_longer_than_needed() {
+    let mut mock = Mock::start().await;
+    let store = Store::kube(mock.options()).unwrap();
+    let acquired = tokio::spawn(async move { store.acquire(&claim()).await });
+    mock.expect("GET", "/api/v1/nodes/n1").await.answer(bare(1).to_string());
+    let _unanswered = mock.expect("PATCH", "/api/v1/nodes/n1/status").await;
+    pass(Duration::from_secs(5)).await;
+    mock.expect("PATCH", "/api/v1/nodes/n1/status").await.answer(node(1).to_string());
+    assert_eq!(acquired.await.unwrap().unwrap().subnets.to_string(), "10.0.1.0/24");
+}
+
+#[tokio::test]
 async fn a_watch_that_falls_silent_is_given_up_if_the_server_does_not_answer_either() {
     let (_store, mut mock, leases, _watcher) = followed().await;
     pass(Duration::from_secs(71)).await;
