@@ -316,6 +316,26 @@ fn a_startup_taint_goes_when_the_node_is_ready_and_not_before() {
 }
 
 #[test]
+fn an_interface_that_the_cluster_does_not_know_is_told() {
+    kubernetes(Topology::vxlan(1), |kube| {
+        kube.allow("events", &["", "events.k8s.io"], &["events"], &["create", "patch"])?;
+        kube.create_all()?;
+        let path = format!("/api/v1/nodes/{}/status", kube.node(1).name());
+        let known =
+            json!({ "status": { "addresses": [{ "type": "InternalIP", "address": "192.168.56.11" }] } });
+        kube.api.request("PATCH", &path, &known)?;
+        kube.start(1, &[])?;
+        kube.wait_event(1, "FlannelOddInterface", "192.168.64.1 on eth0")?;
+        kube.node(1).stop()?;
+        kube.start(1, &["--iface=eth0"])?;
+        kube.node(1).wait_ready(0)?;
+        let of_it = kube.events(1)?.into_iter().filter(|(reason, _)| reason == "FlannelOddInterface").count();
+        ensure!(of_it == 1, "{of_it} events");
+        Ok(())
+    });
+}
+
+#[test]
 fn an_annotation_names_the_address_and_the_interface() {
     kubernetes(Topology::vxlan(2), |kube| {
         kube.create_all()?;

@@ -9,10 +9,12 @@ pub mod chronicle;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::time::Duration;
 
-use fabric::status::{LeaseState, Status};
+use fabric::status::{External, LeaseState, Status};
 use store::{KubeEvent, KubeNode};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::availability::{Availability, Condition};
@@ -42,10 +44,12 @@ pub struct Wanted {
 /// Tells Kubernetes how this node is, until dropped.
 pub async fn tell(node: &KubeNode, wanted: &Wanted, board: &Board) -> Infallible {
     let taints = &wanted.startup_taints;
+    let (say, said) = mpsc::channel(1);
     tokio::select! {
         never = keep_condition(node, board), if wanted.condition => match never {},
         never = remove_taints(node, taints, board), if !taints.is_empty() => match never {},
-        never = report(node, board) => match never {},
+        never = report(node, board, said) => match never {},
+        never = question_interface(node, board, say) => match never {},
     }
 }
 
@@ -137,9 +141,59 @@ async fn remove_taints(node: &KubeNode, keys: &[String], board: &Board) -> Infal
     }
 }
 
+/// Says where the interface that was chosen without being told is not the one that the cluster knows the
+/// node by, as on virtual machines whose default route leads through a NAT that they all have.
+async fn question_interface(node: &KubeNode, board: &Board, say: mpsc::Sender<Event>) -> Infallible {
+    board.ready().await;
+    let (mut status, mut questioned) = (board.subscribe(), None);
+    let mut retry = Retry::new("read the node's addresses");
+    loop {
+        let external = status.borrow_and_update().external.clone();
+        if external != questioned
+            && let Some(external) = &external
+        {
+            match node.internal_addresses().await {
+                Ok(internal) => {
+                    if let Some(message) = odd(external, &internal) {
+                        tracing::warn!("{message}");
+                        let event = Event { weight: Weight::Warning, reason: "FlannelOddInterface", message };
+                        // The receiver ends with us.
+                        let _ = say.send(event).await;
+                    }
+                }
+                Err(error) => {
+                    retry.pause(&error).await;
+                    continue;
+                }
+            }
+        }
+        questioned = external;
+        // The sender lives in the board.
+        let _ = status.changed().await;
+    }
+}
+
+/// What is odd about an interface, if it was not named by anybody.
+fn odd(external: &External, internal: &[IpAddr]) -> Option<String> {
+    if ["-iface", "-public-ip"].into_iter().any(|flag| external.reason.contains(flag)) {
+        return None;
+    }
+    let stranger = external.public.iter().find(|ip| {
+        let mut of_family = internal.iter().filter(|known| known.is_ipv4() == ip.is_ipv4()).peekable();
+        of_family.peek().is_some() && !of_family.any(|known| known == *ip)
+    })?;
+    let known: Vec<String> = internal.iter().map(ToString::to_string).collect();
+    Some(format!(
+        "other nodes are told to reach this one at {stranger} on {}, but the cluster knows it as {}: if they do not reach \
+         it, name the interface (-iface, -iface-can-reach) or annotate the node with node-public-ip",
+        external.link,
+        known.join(" ")
+    ))
+}
+
 /// Makes events of what a person should know. One that the API does not take is kept until it does: the
 /// lost interface may well be the way to the API.
-async fn report(node: &KubeNode, board: &Board) -> Infallible {
+async fn report(node: &KubeNode, board: &Board, mut said: mpsc::Receiver<Event>) -> Infallible {
     let (mut status, mut chronicle) = (board.subscribe(), Chronicle::new(Instant::now()));
     let mut unsaid = VecDeque::new();
     let mut retry = Retry::new("make an event of the node");
@@ -152,13 +206,17 @@ async fn report(node: &KubeNode, board: &Board) -> Infallible {
             let is_warning = *weight == Weight::Warning;
             let event = KubeEvent { is_warning, reason: (*reason).to_owned(), message: message.clone() };
             match node.publish_event(&event).await {
-                Ok(_) => drop(unsaid.pop_front()),
+                Ok(_) => {
+                    unsaid.pop_front();
+                    retry = Retry::new("make an event of the node");
+                }
                 Err(error) => retry.pause(&error).await,
             }
         }
         tokio::select! {
             // The sender lives in the board.
             _ = status.changed() => {}
+            Some(event) = said.recv() => unsaid.extend(chronicle.admit(event, Instant::now())),
             () = until(again) => {}
         }
     }
@@ -175,5 +233,33 @@ async fn until(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_that_the_cluster_does_not_know_is_odd_unless_somebody_named_it() {
+        let external = |public: &[&str], reason: &str| External {
+            link: "eth0".to_owned(),
+            public: public.iter().map(|ip| ip.parse().unwrap()).collect(),
+            reason: reason.to_owned(),
+            ..External::default()
+        };
+        let known: Vec<IpAddr> = vec!["192.168.56.11".parse().unwrap()];
+        let by_route = "the default route goes through it";
+        let said = odd(&external(&["10.0.2.15"], by_route), &known).unwrap();
+        assert!(said.contains("10.0.2.15 on eth0") && said.contains("192.168.56.11"), "{said}");
+        assert_eq!(
+            odd(&external(&["192.168.56.11", "fd00::1"], by_route), &known),
+            None,
+            "of a family unknown"
+        );
+        for named in ["-iface=eth0", "it has -public-ip=10.0.2.15", "-iface-can-reach=10.0.2.2"] {
+            assert_eq!(odd(&external(&["10.0.2.15"], named), &known), None, "{named}");
+        }
+        assert_eq!(odd(&external(&["10.0.2.15"], by_route), &[]), None);
     }
 }

@@ -1,6 +1,6 @@
 //! What only Kubernetes offers: this node as an object that others read.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -89,6 +89,14 @@ impl KubeNode {
         let Ok(node) = object::object(&answer) else { return Ok(None) };
         let read = record::read(&node, &self.kube.prefix, Families::from(&config));
         Ok(read.and_then(|read| read.lease))
+    }
+
+    /// The addresses by which the cluster knows the node (`InternalIP`), as its kubelet found them.
+    pub async fn internal_addresses(&self) -> Result<Vec<IpAddr>, StoreError> {
+        let node = self.node().await?;
+        let addresses = node["status"]["addresses"].as_array().into_iter().flatten();
+        let internal = addresses.filter(|address| address["type"] == "InternalIP");
+        Ok(internal.filter_map(|address| address["address"].as_str()?.parse().ok()).collect())
     }
 
     /// Sets the node's condition `NetworkUnavailable`. Writes nothing where it says so already.
