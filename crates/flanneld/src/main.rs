@@ -13,6 +13,7 @@ use flanneld::{daemon, logging};
 const BAD_FLAGS: u8 = 2;
 
 fn main() -> ExitCode {
+    kernel::memory::share();
     let mut words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
     let program = words.next().unwrap_or_else(|| "flanneld".to_owned());
     let parsed = match flags::parse(words, |name| std::env::var(name).ok()) {

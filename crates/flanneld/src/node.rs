@@ -205,7 +205,7 @@ impl Node<'_> {
             attributes: watch::Sender::new(config.backend.attributes(config, &choice.external, macs)),
             own: watch::Sender::new(own),
             intent: watch::Sender::new(None),
-            notifications: Notifications::default(),
+            notifications: Notifications::but_for(kernel.port()),
         };
         let links = config.backend.links(config);
         let leases = store.leases();
@@ -226,7 +226,7 @@ impl Node<'_> {
                 leases: leases.clone(),
                 remembered: remembered_leases,
                 former_networks: former_networks(snapshot.as_ref(), config),
-                kernel_changed: channels.notifications.anything.subscribe(),
+                kernel_changed: channels.notifications.news.subscribe(),
             },
             Manner { interval: settings.interval, next_hop_objects },
             Board::clone(board),

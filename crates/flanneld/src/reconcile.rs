@@ -32,6 +32,7 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
 use crate::board::{self, Board, Step};
+use crate::notifications::Heard;
 use crate::pass::{self, Findings, Question, Remaining, Touched};
 use crate::repair;
 use crate::schedule::Schedule;
@@ -63,7 +64,7 @@ pub struct Inputs {
     /// Networks of the last run that are no more: what is left of them is taken away.
     pub former_networks: Vec<IpNet>,
     /// Changes whenever the kernel says that something changed.
-    pub kernel_changed: watch::Receiver<u64>,
+    pub kernel_changed: watch::Receiver<Heard>,
 }
 
 /// How the reconciler goes about it.
@@ -99,6 +100,7 @@ pub struct Reconciler<K> {
     /// What the kernel refused in the last pass; the next will want it again.
     refused: Vec<Change>,
     passes_with_peers: u32,
+    heard: Heard,
 }
 
 /// A pass on its way.
@@ -175,6 +177,7 @@ impl<K: Kernel + Send + 'static> Reconciler<K> {
             pass: None,
             refused: Vec::new(),
             passes_with_peers: 0,
+            heard: Heard::default(),
         }
     }
 
@@ -192,7 +195,7 @@ impl<K: Kernel + Send + 'static> Reconciler<K> {
                 Wake::Unanswered => self.answer(),
                 Wake::Looked(Ok((eye, looked))) => self.looked(eye, looked),
                 Wake::Unmade => self.make(),
-                Wake::KernelChanged => self.schedule.kernel_changed(Instant::now()),
+                Wake::KernelChanged => self.hear(),
                 Wake::Due => self.begin_pass(),
                 Wake::Looked(Err(panicked)) => {
                     return tracing::error!(%panicked, "looking at the kernel");
@@ -226,6 +229,17 @@ impl<K: Kernel + Send + 'static> Reconciler<K> {
             () = tokio::time::sleep_until(due), if idle => Wake::Due,
             changed = kernel_changed.changed() => if changed.is_ok() { Wake::KernelChanged } else { Wake::Over },
         }
+    }
+
+    /// Takes note that the kernel changed.
+    fn hear(&mut self) {
+        let heard = *self.inputs.kernel_changed.borrow_and_update();
+        if heard.of_others == self.heard.of_others {
+            self.schedule.kernel_echoed(Instant::now());
+        } else {
+            self.schedule.kernel_changed(Instant::now());
+        }
+        self.heard = heard;
     }
 
     /// Takes a new set of leases over, to be answered quickly where few changed.
@@ -339,6 +353,8 @@ impl<K: Kernel + Send + 'static> Reconciler<K> {
         if let Some(slice) = remaining.slice(touched) {
             let failed = self.kernel.apply(&slice);
             failures.extend(failed.iter().cloned());
+            // What was done is looked at once more.
+            self.schedule.kernel_echoed(Instant::now());
             return self.count(&slice, &failed);
         }
         let Some(Pass { began, known, stage: Stage::Making { intent, failures, .. }, .. }) = self.pass.take()

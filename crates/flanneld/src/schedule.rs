@@ -6,10 +6,12 @@
 //! * something **urgent**: another intent, or leases that have no quick answer;
 //! * the **timer**, for what no notification told;
 //! * **leases changed**: their quick answer has been applied already, so the pass waits until they
-//!   have been quiet for [`QUIET`], at most [`PATIENCE`];
-//! * **the kernel changed**: after [`ECHO`], which gathers a burst into one pass. Our own changes come
-//!   back as notifications too; the pass that they cause finds nothing to do, changes nothing, and
-//!   so ends the echo. On a busy host each pass is followed by a rest of ten times its duration;
+//!   have been quiet for [`QUIET`], at most [`PATIENCE`]; where passes take long, for twenty and sixty
+//!   times as long as the last one took, so that checking costs little however fast leases change;
+//! * **somebody changed the kernel**: after [`ECHO`], which gathers a burst into one pass. On a busy
+//!   host each pass is followed by a rest of ten times its duration;
+//! * **the kernel changed, perhaps by us**: likewise, but leases that change are waited for. The pass
+//!   that our own changes cause finds nothing to do, changes nothing, and so ends the echo;
 //! * **a failure**: after a pause that doubles from [`FIRST_RETRY`] up to the timer's interval.
 //!
 //! A pass takes a while, and what happens from its beginning on makes the next one due.
@@ -22,6 +24,8 @@ use tokio::time::Instant;
 pub const QUIET: Duration = Duration::from_millis(500);
 /// How long a pass waits for leases to become quiet.
 pub const PATIENCE: Duration = Duration::from_secs(1);
+/// How long it waits at most, however long passes take.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a notification of the kernel waits for others.
 pub const ECHO: Duration = Duration::from_millis(10);
 /// The first pause after a failure.
@@ -38,6 +42,9 @@ pub struct Schedule {
     /// First and latest change of the leases since the last pass.
     leases: Option<(Instant, Instant)>,
     kernel: Option<Instant>,
+    echo: Option<Instant>,
+    /// How long the last pass took.
+    cost: Duration,
     retry: Option<Instant>,
     failures: u32,
     rested: Instant,
@@ -48,7 +55,8 @@ impl Schedule {
     pub fn new(now: Instant, interval: Duration) -> Schedule {
         let (timer, rested) = (now + interval, now);
         let urgent = Some(now);
-        Schedule { interval, urgent, timer, leases: None, kernel: None, retry: None, failures: 0, rested }
+        let (leases, kernel, echo, retry, cost) = (None, None, None, None, Duration::ZERO);
+        Schedule { interval, urgent, timer, leases, kernel, echo, cost, retry, failures: 0, rested }
     }
 
     /// Something changed that cannot wait.
@@ -62,9 +70,14 @@ impl Schedule {
         self.leases = Some((first, now));
     }
 
-    /// The kernel changed, perhaps by our own doing.
+    /// Somebody changed the kernel.
     pub fn kernel_changed(&mut self, now: Instant) {
         self.kernel.get_or_insert(now);
+    }
+
+    /// The kernel changed, perhaps by our own doing.
+    pub fn kernel_echoed(&mut self, now: Instant) {
+        self.echo.get_or_insert(now);
     }
 
     /// A pass begins: whatever made it due has been heard.
@@ -72,6 +85,7 @@ impl Schedule {
         self.urgent = None;
         self.leases = None;
         self.kernel = None;
+        self.echo = None;
         self.retry = None;
     }
 
@@ -80,7 +94,8 @@ impl Schedule {
     pub fn passed(&mut self, began: Instant, now: Instant, failed: bool, jitter: f64) {
         let spread = |pause: Duration| pause.mul_f64(0.75 + jitter / 2.0);
         self.timer = now + spread(self.interval);
-        self.rested = now + ((now - began) * 10).min(LONGEST_REST);
+        self.cost = now - began;
+        self.rested = now + (self.cost * 10).min(LONGEST_REST);
         if failed {
             let pause = FIRST_RETRY * 2u32.saturating_pow(self.failures.min(16));
             self.failures = self.failures.saturating_add(1);
@@ -93,11 +108,15 @@ impl Schedule {
 
     /// The moment of the next pass.
     pub fn due(&self) -> Instant {
+        let quiet = QUIET.max(self.cost * 20).min(LONGEST_PATIENCE);
+        let patience = PATIENCE.max(self.cost * 60).min(LONGEST_PATIENCE);
         let leases =
-            self.leases.map(|(first, latest)| (latest + QUIET).min(first + PATIENCE).max(self.rested));
-        // While leases change, notifications are most likely the echo of the quick answers.
-        let kernel = self.kernel.filter(|_| leases.is_none()).map(|at| (at + ECHO).max(self.rested));
-        [self.urgent, leases, kernel, self.retry].into_iter().flatten().fold(self.timer, Instant::min)
+            self.leases.map(|(first, latest)| (latest + quiet).min(first + patience).max(self.rested));
+        let soon = |at: Instant| (at + ECHO).max(self.rested);
+        let kernel = self.kernel.map(soon);
+        // While leases change, this is most likely the echo of the quick answers.
+        let echo = self.echo.filter(|_| leases.is_none()).map(soon);
+        [self.urgent, leases, kernel, echo, self.retry].into_iter().flatten().fold(self.timer, Instant::min)
     }
 }
 
@@ -155,8 +174,28 @@ mod tests {
     fn the_echo_of_a_quick_answer_does_not_cut_the_wait_short() {
         let (start, mut schedule) = idle();
         schedule.leases_changed(start);
-        schedule.kernel_changed(start + ms(1));
+        schedule.kernel_echoed(start + ms(1));
         assert_eq!(schedule.due() - start, QUIET);
+        schedule.kernel_changed(start + ms(2));
+        assert_eq!(schedule.due() - start, ms(2) + ECHO, "what somebody else did does not wait for leases");
+        schedule.began();
+        schedule.passed(start, start, false, 0.5);
+        schedule.kernel_echoed(start + ms(1));
+        assert_eq!(schedule.due() - start, ms(1) + ECHO);
+    }
+
+    #[test]
+    fn where_passes_take_long_leases_are_checked_more_rarely() {
+        let (start, mut schedule) = idle();
+        schedule.passed(start, start + ms(50), false, 0.5);
+        schedule.leases_changed(start + ms(60));
+        assert_eq!(schedule.due() - start, ms(60 + 20 * 50));
+        for step in 1..=60 {
+            schedule.leases_changed(start + ms(60 + 50 * step));
+        }
+        assert_eq!(schedule.due() - start, ms(60 + 60 * 50));
+        schedule.passed(start, start + ms(2000), false, 0.5);
+        assert_eq!(schedule.due() - start, ms(60) + LONGEST_PATIENCE);
     }
 
     #[test]

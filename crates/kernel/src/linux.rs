@@ -63,6 +63,11 @@ impl Linux {
         &mut self.socket
     }
 
+    /// The number of the socket by which changes are made: see [`crate::monitor::Monitor::leave_out`].
+    pub fn port(&self) -> u32 {
+        self.socket.port()
+    }
+
     pub(crate) fn nftables(&mut self) -> Result<&mut Nftables, KernelError> {
         match &mut self.nftables {
             Some(nftables) => Ok(nftables),

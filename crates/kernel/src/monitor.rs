@@ -44,18 +44,28 @@ pub struct Drained {
     pub routes: bool,
     /// Neighbors or forwarding entries.
     pub neighbors: bool,
+    /// Forwarding entries were made or changed. The kernel does not say by whom, so it may have been the
+    /// one who is left out.
+    pub forwarding: bool,
     /// Next-hop objects.
     pub next_hops: bool,
     /// nftables, anybody's.
     pub firewall: bool,
     /// More changed than could be heard: anything may have.
     pub overrun: bool,
+    /// Something that is none of the above since it was the doing of the one who is left out.
+    pub left_out: bool,
 }
 
 impl Drained {
-    /// Whether anything changed.
+    /// Whether anything changed, but for what is left out.
     pub fn is_anything(&self) -> bool {
-        *self != Drained::default()
+        Drained { left_out: false, ..*self } != Drained::default()
+    }
+
+    /// Whether something changed that cannot have been the doing of the one who is left out.
+    pub fn is_certain(&self) -> bool {
+        Drained { forwarding: false, ..*self }.is_anything()
     }
 
     /// Whether something changed by which an interface and its addresses are chosen.
@@ -73,6 +83,7 @@ pub struct Monitor {
     /// None where the kernel has no nf_tables.
     netfilter: Option<Socket>,
     watched: Option<BTreeSet<LinkName>>,
+    left_out: Option<u32>,
 }
 
 impl Monitor {
@@ -95,13 +106,19 @@ impl Monitor {
             epoll::add(&epoll, socket, epoll::EventData::new_u64(0), epoll::EventFlags::IN)
                 .map_err(failed)?;
         }
-        Ok(Monitor { epoll, route, netfilter, watched: None })
+        Ok(Monitor { epoll, route, netfilter, watched: None, left_out: None })
     }
 
     /// Names the devices that matter. What pods cause as they come and go is left out from then on:
     /// veth devices not named here, neighbors, and what is link-local, on devices not named here.
     pub fn watch(&mut self, links: impl IntoIterator<Item = LinkName>) {
         self.watched = Some(links.into_iter().collect());
+    }
+
+    /// Leaves out what the socket of this number ([`Socket::port`]) did to links, addresses, neighbors,
+    /// next hops and routes: whoever did it knows.
+    pub fn leave_out(&mut self, port: u32) {
+        self.left_out = (port != 0).then_some(port);
     }
 
     /// Takes in everything that was heard so far; never waits.
@@ -115,7 +132,11 @@ impl Monitor {
         });
         while let Some(received) = next(&mut self.route, &mut drained) {
             for message in messages(self.route.received(received)) {
-                note(&mut drained, watched.as_ref(), message.kind, message.payload);
+                if self.left_out == Some(message.port) {
+                    drained.left_out = true;
+                } else {
+                    note(&mut drained, watched.as_ref(), message.kind, message.payload);
+                }
             }
         }
         if let Some(netfilter) = &mut self.netfilter {
@@ -185,11 +206,15 @@ fn note(drained: &mut Drained, watched: Option<&Watched<'_>>, kind: u16, payload
             };
         }
         libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => {
-            drained.neighbors |= match neighbor::fields(as_new(libc::RTM_NEWNEIGH)) {
+            let matters = match neighbor::fields(as_new(libc::RTM_NEWNEIGH)) {
                 Ok(Some(found)) => matters(found.link),
                 Ok(None) => false,
                 Err(_) => true,
             };
+            // `vxlan_fdb_notify` names nobody. An entry that went did not go by an answer to a lease.
+            let made = kind == libc::RTM_NEWNEIGH && payload.first() == Some(&(libc::AF_BRIDGE as u8));
+            drained.forwarding |= matters && made;
+            drained.neighbors |= matters && !made;
         }
         RTM_NEWNEXTHOP | RTM_DELNEXTHOP => drained.next_hops = true,
         _ => {}

@@ -195,6 +195,13 @@ impl Socket {
         })
     }
 
+    /// The number by which the kernel names this socket to those who hear of what it changed
+    /// (`nlmsg_pid`); zero where it cannot be told.
+    pub fn port(&self) -> u32 {
+        let address = rustix::net::getsockname(&self.fd).ok();
+        address.and_then(|any| SocketAddrNetlink::try_from(any).ok()).map_or(0, |address| address.pid())
+    }
+
     /// Sends one request and waits until the kernel has done it.
     pub fn request(
         &mut self,

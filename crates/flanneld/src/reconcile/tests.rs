@@ -25,7 +25,7 @@ struct Bench {
     kernel: Fake,
     intent: watch::Sender<Option<Intent>>,
     leases: watch::Sender<Option<LeaseSet>>,
-    kernel_changed: watch::Sender<u64>,
+    kernel_changed: watch::Sender<Heard>,
     board: Board,
     task: tokio::task::JoinHandle<()>,
 }
@@ -54,7 +54,7 @@ impl Bench {
         former_networks: Vec<IpNet>,
     ) -> Bench {
         let (intent, leases, kernel_changed) =
-            (watch::Sender::new(Some(intent())), watch::Sender::new(None), watch::Sender::new(0));
+            (watch::Sender::new(Some(intent())), watch::Sender::new(None), watch::Sender::default());
         let board = Board::new("a test");
         let inputs = Inputs {
             intent: intent.subscribe(),
@@ -76,7 +76,7 @@ impl Bench {
     /// Somebody interferes, and the kernel says so.
     fn disturb(&self, how: impl FnOnce(&Fake)) {
         how(&self.kernel);
-        self.kernel_changed.send_modify(|count| *count += 1);
+        self.kernel_changed.send_modify(|heard| heard.of_others += 1);
     }
 
     /// The pod subnets with a route through our device.
@@ -371,7 +371,7 @@ async fn the_echo_of_our_own_changes_ends() {
             let made = kernel.made().len();
             if made != heard {
                 heard = made;
-                notify.send_modify(|count| *count += 1);
+                notify.send_modify(|heard| heard.of_others += 1);
             }
             tokio::time::sleep(MOMENT).await;
         }

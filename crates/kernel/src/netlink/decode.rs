@@ -17,6 +17,8 @@ pub(crate) struct Message<'a> {
     pub(crate) kind: u16,
     pub(crate) flags: u16,
     pub(crate) sequence: u32,
+    /// Of the socket that asked for it; in a notification, whose doing it tells of, if the kernel says so.
+    pub(crate) port: u32,
     pub(crate) payload: &'a [u8],
 }
 
@@ -56,6 +58,7 @@ pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
             kind: read_u16(bytes, 4)?,
             flags: read_u16(bytes, 6)?,
             sequence: read_u32(bytes, 8)?,
+            port: read_u32(bytes, 12)?,
             payload: bytes.get(HEADER_LEN..length)?,
         };
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();

@@ -53,7 +53,8 @@ fn a_refusal_carries_the_kernels_words() {
     let mut payload = (-libc::EINVAL).to_ne_bytes().to_vec();
     payload.extend([0; HEADER_LEN]);
     payload.extend(encoded(|e| e.text(ERROR_TEXT, "Nexthop has invalid gateway")));
-    let message = Message { kind: MESSAGE_ERROR, flags: ACK_HAS_ATTRIBUTES, sequence: 0, payload: &payload };
+    let message =
+        Message { kind: MESSAGE_ERROR, flags: ACK_HAS_ATTRIBUTES, sequence: 0, port: 0, payload: &payload };
     let refusal = message.refusal().unwrap().unwrap();
     assert_eq!(refusal.to_string(), "Nexthop has invalid gateway: Invalid argument (os error 22)");
 }

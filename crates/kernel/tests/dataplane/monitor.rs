@@ -78,6 +78,32 @@ fn every_kind_of_change_is_heard_and_silence_is_silent() {
 }
 
 #[test]
+fn what_one_does_oneself_can_be_left_out_and_what_others_do_is_heard() {
+    if !namespace::enter(&["ip"]) {
+        return;
+    }
+    let mut linux = open();
+    let mut plan = tunnels();
+    converge(&mut linux, &plan);
+    let mut monitor = Monitor::open().unwrap();
+    monitor.watch([name("flannel.1"), name("eth0")]);
+    monitor.leave_out(linux.port());
+    falls_silent(&mut monitor);
+
+    add_peer(&mut plan, 1, 7, Way::Plain);
+    add_peer(&mut plan, 2, 8, Way::Object);
+    converge(&mut linux, &plan);
+    let drained = monitor.drain();
+    assert!(drained.forwarding && !drained.is_certain(), "{drained:?}");
+    for command in
+        ["ip route del 10.0.1.0/24", "ip neigh del 10.0.1.0 dev flannel.1", "ip nexthop del id 251658242"]
+    {
+        namespace::run(command);
+        heard(&mut monitor, command, Drained::is_certain);
+    }
+}
+
+#[test]
 fn pods_that_come_and_go_are_not_heard() {
     if !namespace::enter(&["ip"]) {
         return;
