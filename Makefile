@@ -4,6 +4,7 @@ CARGO   ?= cargo
 PREFIX  ?= /usr/local
 CNI_BIN ?= /opt/cni/bin
 DESTDIR ?=
+FUZZ_SECONDS ?= 3600
 
 TARGET  := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 RELEASE := target/$(TARGET)/release
@@ -25,7 +26,7 @@ VM_TESTS := dataplane firewall attach
 # Those that are about numbers or lapse of time, not about what a kernel can do.
 VM_SKIPS := ten_thousand_peers a_hundred_killed_plugins sixty_four_pods leases_are_kept_for_as_long_as_their_pods_live
 
-.PHONY: help setup build demo cluster cluster-down test test-unit test-lab test-vm check bench bench-compare release image chart install clean
+.PHONY: help setup build demo cluster cluster-down test test-unit test-lab test-vm check fuzz bench bench-compare release image chart install clean
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -64,6 +65,11 @@ check: ## Check formatting, lints and documentation
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	@# The documentation is for those who work on this: it shows private items, and may link to them.
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' $(CARGO) doc --workspace --no-deps --document-private-items
+
+fuzz: ## Fuzz what reads packets of others, FUZZ_SECONDS=3600 each (nightly Rust; installs cargo-fuzz)
+	@$(CARGO) +nightly fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
+	@cd fuzz && for target in $$($(CARGO) +nightly fuzz list); do \
+	  $(CARGO) +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; done
 
 bench: build ## Measure everything; tables, target/bench.json and benches/charts (see benches/README.md)
 	$(CARGO) build --release -p flannel-rs-benches

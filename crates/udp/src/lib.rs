@@ -16,6 +16,8 @@ mod checksum;
 pub mod counters;
 mod data_path;
 mod error;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod icmp;
 mod incoming;
 mod outgoing;
