@@ -286,6 +286,29 @@ fn a_node_that_cannot_carry_traffic_is_unavailable_until_it_can() {
 }
 
 #[test]
+fn a_device_that_cannot_be_made_is_told_and_so_is_damage_that_was_repaired() {
+    kubernetes(Topology::vxlan(1), |kube| {
+        kube.allow("events", &["", "events.k8s.io"], &["events"], &["create", "patch"])?;
+        kube.create_all()?;
+        let node = kube.node(1);
+        // The kernel has one device of a VNI and port.
+        node.run("ip link add other type vxlan id 1 dstport 8472 dev eth0 local 192.168.64.1")?;
+        kube.start(1, &[])?;
+        kube.wait_condition(1, "True", "FlannelDataPlaneFailed")?;
+        kube.wait_event(1, "FlannelDataPlaneFailed", "another device has the same VNI and port")?;
+        node.run("ip link del other")?;
+        node.wait_ready(0)?;
+        kube.wait_condition(1, "False", "FlannelIsUp")?;
+
+        node.run("ip link del flannel.1")?;
+        kube.wait_event(1, "FlannelRepaired", "the device was missing")?;
+        let condition = kube.condition(1)?.context("no condition")?;
+        ensure!(condition[0] == "False", "what is repaired at once makes nobody unavailable: {condition:?}");
+        Ok(())
+    });
+}
+
+#[test]
 fn a_startup_taint_goes_when_the_node_is_ready_and_not_before() {
     kubernetes(Topology::vxlan(1), |kube| {
         kube.allow("taints", &[""], &["nodes"], &["patch"])?;

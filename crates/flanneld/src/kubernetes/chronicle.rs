@@ -71,7 +71,7 @@ impl Chronicle {
         let mut events: Vec<Event> = self.new_repairs(&status.repairs).into_iter().collect();
         let lease = status.lease.as_ref().map(|lease| lease.state);
         let of: BTreeMap<_, _> =
-            status.failures.iter().map(|failure| (failure.what.clone(), failure)).collect();
+            causes(&status.failures).map(|failure| (failure.what.clone(), failure)).collect();
         self.lasting.retain(|what, _| of.contains_key(what));
         let mut again: Option<Instant> = None;
         for (what, failure) in of {
@@ -123,7 +123,8 @@ impl Chronicle {
         let new: Vec<_> = of_then.into_iter().chain(later).collect();
         let latest = repairs.iter().map(|repair| repair.at).max()?;
         self.repairs = Some((latest, of_second(latest)));
-        let first = new.first()?;
+        // A setting is the least of what a device loses.
+        let first = new.iter().find(|repair| !repair.change.starts_with("sysctl")).or(new.first())?;
         let more = new.iter().map(|repair| 1 + repair.more).sum::<usize>() - 1;
         let more = if more == 0 { String::new() } else { format!(", and {more} more") };
         let message =
@@ -134,13 +135,24 @@ impl Chronicle {
 
 const REPAIRED: &str = "FlannelRepaired";
 
+/// The failures without those that follow from others: a device that cannot be made has no address, no
+/// setting and no peers either.
+fn causes(failures: &[Failure]) -> impl Iterator<Item = &Failure> {
+    let of_node = failures.iter().position(|failure| failure.topic == "node");
+    failures.iter().enumerate().filter_map(move |(at, failure)| match failure.topic.as_str() {
+        "node" => (of_node == Some(at)).then_some(failure),
+        "kernel" => of_node.is_none().then_some(failure),
+        _ => Some(failure),
+    })
+}
+
 fn of_failure(failure: &Failure, lease: Option<LeaseState>) -> Event {
     let reason = match (failure.topic.as_str(), lease) {
         ("interface", _) => "FlannelInterfaceLost",
         ("lease", Some(LeaseState::Taken)) => "FlannelLeaseConflict",
         ("lease", Some(_)) => "FlannelLeaseLost",
         ("lease", None) => "FlannelNoLease",
-        ("network", _) => "FlannelBadConfiguration",
+        ("network", _) => "FlannelNotConfigured",
         ("start", _) => "FlannelCannotStart",
         ("node", _) => "FlannelDataPlaneFailed",
         ("kernel", _) => "FlannelKernelRefuses",
@@ -189,6 +201,22 @@ mod tests {
         assert_eq!(chronicle.look(&status, start + LASTING * 2), (vec![], None));
         let (events, _) = chronicle.look(&status, start + LASTING + FORGET);
         assert_eq!(events.len(), 1, "an hour later the server has forgotten it");
+    }
+
+    #[test]
+    fn what_follows_from_a_device_that_cannot_be_made_is_not_told() {
+        let start = Instant::now();
+        let mut chronicle = Chronicle::new(start);
+        let mut status = failing("node", "cannot create the device");
+        for (topic, what) in
+            [("node", "no such device"), ("kernel", "no such setting"), ("firewall", "dropped")]
+        {
+            status.failures.extend(failing(topic, what).failures);
+        }
+        chronicle.look(&status, start);
+        let (events, _) = chronicle.look(&status, start + LASTING);
+        let told: Vec<_> = events.iter().map(|event| event.message.as_str()).collect();
+        assert_eq!(told, ["cannot create the device; mend it", "dropped; mend it"]);
     }
 
     #[test]
