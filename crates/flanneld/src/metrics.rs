@@ -356,7 +356,7 @@ mod tests {
     fn drops_are_told_by_direction_and_reason() {
         let mut facts = facts();
         let dropped = BTreeMap::from([("no_route".to_owned(), 3)]);
-        let outgoing = status::Traffic { packets: 9, octets: 900, dropped };
+        let outgoing = status::Traffic { packets: 9, octets: 900, dropped, ..Default::default() };
         facts.status.data_path = Some(status::DataPath { outgoing, ..status::DataPath::default() });
         let page = render(facts);
         let drop = "\nflannel_datapath_drops_total{direction=\"outgoing\",reason=\"no_route\"} 3\n";
