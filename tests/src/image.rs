@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use image::{Files, Image, Packing, Platform, static_architecture};
 
-/// The name under which runtimes know the image of [`write`].
+/// The name under which runtimes know the image of [`write()`].
 pub const IMAGE: &str = "docker.io/library/story:1";
 
 /// Where the package busybox-static puts it.

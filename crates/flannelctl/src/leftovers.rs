@@ -3,7 +3,7 @@
 //!
 //! A node that ran Calico, Canal or Cilium, that was set up anew by kubeadm, or whose k3s runs a flannel
 //! of its own, has devices, chains and configurations that keep pods off our network in ways which
-//! nobody suspects. [`recognise`] is a pure decision over [`Seen`]; [`look`] sees.
+//! nobody suspects. [`recognise`] is a pure decision over [`Seen`]; [`look()`] sees.
 
 mod look;
 
