@@ -18,6 +18,7 @@ mod kubeconfig;
 mod node;
 mod object;
 mod options;
+mod protobuf;
 mod record;
 mod table;
 mod time;

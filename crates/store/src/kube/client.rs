@@ -91,6 +91,8 @@ struct Connection {
 #[derive(Debug)]
 pub(super) struct Stream {
     pub(super) body: Incoming,
+    /// In protobuf, not in JSON.
+    pub(super) is_protobuf: bool,
     pub(super) server: String,
     /// The connection would end with this.
     _sender: SendRequest<Full<Bytes>>,
@@ -135,14 +137,16 @@ impl Client {
     pub(super) async fn stream(&self, ask: &Ask) -> Result<Stream, Failure> {
         let opening = async {
             let mut connection = self.connect(&ask.attempted).await?;
-            let answer = connection.send(ask).await?;
+            let answer = connection.send(ask, PROTOBUF_OR_JSON).await?;
             let server = connection.access.server.clone();
             if !answer.status().is_success() {
                 let (head, body) = answer.into_parts();
                 let body = whole(body).await.unwrap_or_default();
                 return Err(refused(ask, &server, head.status, &head.headers, &body));
             }
-            Ok(Stream { body: answer.into_body(), server, _sender: connection.sender })
+            let kind = answer.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+            let is_protobuf = kind.is_some_and(|kind| kind.starts_with(PROTOBUF));
+            Ok(Stream { body: answer.into_body(), is_protobuf, server, _sender: connection.sender })
         };
         match tokio::time::timeout(STREAM_DEADLINE, opening).await {
             Ok(outcome) => outcome,
@@ -169,7 +173,7 @@ impl Client {
 
     async fn call_over(&self, mut connection: Connection, ask: &Ask) -> Result<Bytes, Failure> {
         let server = connection.access.server.clone();
-        let (head, body) = connection.send(ask).await?.into_parts();
+        let (head, body) = connection.send(ask, "application/json").await?.into_parts();
         let body = whole(body).await.map_err(|cause| failure::lost(&ask.attempted, &server, &cause))?;
         if !head.status.is_success() {
             let failure = refused(ask, &server, head.status, &head.headers, &body);
@@ -236,16 +240,16 @@ impl Client {
 }
 
 impl Connection {
-    async fn send(&mut self, ask: &Ask) -> Result<Response<Incoming>, Failure> {
+    async fn send(&mut self, ask: &Ask, accept: &str) -> Result<Response<Incoming>, Failure> {
         let server = self.access.server.clone();
         let request =
-            self.request(ask).map_err(|why| failure::misconfigured(&ask.attempted, &server, why))?;
+            self.request(ask, accept).map_err(|why| failure::misconfigured(&ask.attempted, &server, why))?;
         let lost = |error: hyper::Error| failure::lost(&ask.attempted, &server, &failure::causes(&error));
         self.sender.ready().await.map_err(lost)?;
         self.sender.send_request(request).await.map_err(lost)
     }
 
-    fn request(&self, ask: &Ask) -> Result<Request<Full<Bytes>>, String> {
+    fn request(&self, ask: &Ask, accept: &str) -> Result<Request<Full<Bytes>>, String> {
         let authority = self.uri.authority().map(|authority| authority.as_str()).unwrap_or_default();
         let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
         let path = format!("{}{}", self.uri.path().trim_end_matches('/'), ask.path);
@@ -254,7 +258,7 @@ impl Connection {
             .uri(path)
             .header(header::HOST, host)
             .header(header::USER_AGENT, USER_AGENT)
-            .header(header::ACCEPT, "application/json");
+            .header(header::ACCEPT, accept);
         if let Some(value) = self.access.authorization()? {
             let mut value = header::HeaderValue::from_str(&value).map_err(|_| {
                 "the token has letters that no header can have; is the file a token?".to_owned()
@@ -273,6 +277,8 @@ impl Connection {
     }
 }
 
+const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+const PROTOBUF_OR_JSON: &str = "application/vnd.kubernetes.protobuf, application/json;q=0.9";
 const USER_AGENT: &str = concat!("flannel-rs/", env!("CARGO_PKG_VERSION"));
 
 async fn greet<T>(stream: TokioIo<T>) -> hyper::Result<SendRequest<Full<Bytes>>>

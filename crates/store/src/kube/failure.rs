@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::StatusCode;
 use serde::Deserialize;
 
+use super::protobuf;
 use crate::StoreError;
 
 /// A server may ask for patience; more than this is not granted.
@@ -111,7 +112,10 @@ fn message(status: StatusCode, body: &[u8]) -> String {
     }
     let said = match serde_json::from_slice::<Status>(body) {
         Ok(status) if !status.message.is_empty() => status.message,
-        _ => String::from_utf8_lossy(body).trim().to_owned(),
+        _ => match protobuf::refusal(body) {
+            Some(said) => said,
+            None => String::from_utf8_lossy(body).trim().to_owned(),
+        },
     };
     let mut short: String = said.chars().take(300).map(|c| if c.is_control() { ' ' } else { c }).collect();
     if short.len() < said.len() {

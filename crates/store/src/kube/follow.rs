@@ -20,7 +20,8 @@ use super::allocate::Missing;
 use super::client::{Ask, Stream};
 use super::failure::{self, Failure};
 use super::framing::{Items, Lines, TooLarge};
-use super::object::{self, Object};
+use super::object::{self, Entry, Object};
+use super::protobuf::{self, Frames};
 use super::record::{Families, OwnNode};
 use super::table::Table;
 use super::{Kube, encoded};
@@ -215,7 +216,8 @@ impl Follower<'_> {
 
     /// Reads a watch to its end.
     async fn read(&mut self, mut stream: Stream, mut is_complete: bool) -> Result<Infallible, End> {
-        let mut lines = Lines::default();
+        let (mut lines, mut frames) = (Lines::default(), Frames::default());
+        let is_protobuf = stream.is_protobuf;
         let name = self.kube.known_name();
         loop {
             let patience = if is_complete { SILENT } else { SILENT_IN_LIST };
@@ -242,7 +244,16 @@ impl Follower<'_> {
             };
             let server = &stream.server;
             let mut fed = Fed { leases_changed: false, own_changed: false, is_complete };
-            lines.feed(&chunk, |line| self.feed(line, server, name.as_deref(), &mut fed))?;
+            if is_protobuf {
+                frames.feed(&chunk, |frame| {
+                    self.feed(protobuf::entry(frame), server, name.as_deref(), &mut fed)
+                })?;
+            } else {
+                lines.feed(&chunk, |line| match line {
+                    [] => Ok(()),
+                    line => self.feed(object::entry(line), server, name.as_deref(), &mut fed),
+                })?;
+            }
             if fed.is_complete && !is_complete {
                 is_complete = true;
                 let version = self.reached.clone().unwrap_or_default();
@@ -262,14 +273,14 @@ impl Follower<'_> {
     }
 
     /// Takes in one entry of a watch.
-    fn feed(&mut self, line: &[u8], server: &str, name: Option<&str>, fed: &mut Fed) -> Result<(), End> {
-        if line.is_empty() {
-            return Ok(());
-        }
-        let entry = match object::entry(line) {
-            Ok(entry) => entry,
-            Err(why) => return Err(failure::nonsense(WATCH, server, &why).into()),
-        };
+    fn feed(
+        &mut self,
+        entry: Result<Entry<'_>, String>,
+        server: &str,
+        name: Option<&str>,
+        fed: &mut Fed,
+    ) -> Result<(), End> {
+        let entry = entry.map_err(|why| failure::nonsense(WATCH, server, &why))?;
         let object = &entry.object;
         let is_own = name == Some(&*object.metadata.name);
         match &*entry.kind {
@@ -371,7 +382,12 @@ pub(super) async fn list(
     loop {
         let path = format!("/api/v1/nodes?limit={PAGE}{next}{selector}");
         let mut stream = kube.client.stream(&Ask::get(LIST, path, RIGHT)).await?;
-        let mut items = Items::default();
+        let mut keep = |object: Result<Object<'_>, String>| -> Result<(), Unreadable> {
+            each(&object?);
+            Ok(())
+        };
+        let (mut json, mut proto) = (Items::default(), protobuf::Items::default());
+        let nonsense = |why: &str, server: &str| failure::nonsense(LIST, server, why);
         loop {
             let frame = tokio::time::timeout(SILENT_IN_LIST, stream.body.frame());
             let frame = frame.await.map_err(|_| failure::too_late(LIST, &stream.server, SILENT_IN_LIST))?;
@@ -382,17 +398,14 @@ pub(super) async fn list(
                     return Err(failure::lost(LIST, &stream.server, &failure::causes(&error)));
                 }
             };
-            items
-                .feed(&chunk, |item| match object::object(item) {
-                    Ok(object) => {
-                        each(&object);
-                        Ok(())
-                    }
-                    Err(why) => Err(Unreadable(why)),
-                })
-                .map_err(|Unreadable(why)| failure::nonsense(LIST, &stream.server, &why))?;
+            let fed = match stream.is_protobuf {
+                true => proto.feed(&chunk, |item| keep(protobuf::object(item))),
+                false => json.feed(&chunk, |item| keep(object::object(item))),
+            };
+            fed.map_err(|Unreadable(why)| nonsense(&why, &stream.server))?;
         }
-        let end = items.end().map_err(|why| failure::nonsense(LIST, &stream.server, &why))?;
+        let end = if stream.is_protobuf { proto.end() } else { json.end() };
+        let end = end.map_err(|why| nonsense(&why, &stream.server))?;
         if end.r#continue.is_empty() {
             return Ok(end.resource_version);
         }
@@ -401,6 +414,12 @@ pub(super) async fn list(
 }
 
 struct Unreadable(String);
+
+impl From<String> for Unreadable {
+    fn from(why: String) -> Unreadable {
+        Unreadable(why)
+    }
+}
 
 impl From<TooLarge> for Unreadable {
     fn from(_: TooLarge) -> Unreadable {

@@ -49,14 +49,38 @@ pub(super) struct Metadata<'a> {
 #[serde(default)]
 pub(super) struct Spec<'a> {
     #[serde(borrow, rename = "podCIDR")]
-    pod_cidr: Option<Cow<'a, str>>,
+    pub(super) pod_cidr: Option<Cow<'a, str>>,
     #[serde(borrow, rename = "podCIDRs")]
-    pod_cidrs: Option<Vec<Cow<'a, str>>>,
+    pub(super) pod_cidrs: Option<Vec<Cow<'a, str>>>,
 }
 
-/// All annotations, their values as JSON: most are of no interest, and are not decoded.
+/// All annotations, their values as they are written: most are of no interest, and are not decoded.
 #[derive(Debug, Default)]
-struct Annotations<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+struct Annotations<'a>(Vec<(Cow<'a, str>, Written<'a>)>);
+
+/// The value of an annotation.
+#[derive(Debug, Clone, Copy)]
+enum Written<'a> {
+    Json(&'a RawValue),
+    Text(&'a str),
+}
+
+impl Written<'_> {
+    /// None if it is no text: the server stores texts only.
+    fn text(self) -> Option<String> {
+        match self {
+            Written::Json(value) => serde_json::from_str(value.get()).ok(),
+            Written::Text(text) => Some(text.to_owned()),
+        }
+    }
+}
+
+impl<'a> Metadata<'a> {
+    /// Adds an annotation.
+    pub(super) fn annotate(&mut self, name: Cow<'a, str>, value: &'a str) {
+        self.annotations.get_or_insert_default().0.push((name, Written::Text(value)));
+    }
+}
 
 /// Reads one entry of a watch.
 pub(super) fn entry(line: &[u8]) -> Result<Entry<'_>, String> {
@@ -79,16 +103,16 @@ pub(super) fn object(text: &[u8]) -> Result<Object<'_>, String> {
 }
 
 impl<'a> Object<'a> {
-    /// Flannel's annotations by the rest of their names, after the prefix, each value as JSON.
-    fn annotations_raw<'b>(&'b self, prefix: &'b str) -> impl Iterator<Item = (&'b str, &'a RawValue)> {
+    /// Flannel's annotations by the rest of their names, after the prefix, each value as written.
+    fn annotations_raw<'b>(&'b self, prefix: &'b str) -> impl Iterator<Item = (&'b str, Written<'a>)> {
         let all = self.metadata.annotations.iter().flat_map(|annotations| &annotations.0);
         all.filter_map(move |(name, value)| Some((name.strip_prefix(prefix)?, *value)))
     }
 
-    /// One of flannel's annotations. One that is no text is none: the server stores texts only.
+    /// One of flannel's annotations.
     pub(super) fn annotation(&self, prefix: &str, name: &str) -> Option<String> {
         let (_, value) = self.annotations_raw(prefix).find(|(found, _)| *found == name)?;
-        serde_json::from_str(value.get()).ok()
+        value.text()
     }
 
     /// An annotation by its whole name.
@@ -101,8 +125,7 @@ impl<'a> Object<'a> {
         &'b self,
         prefix: &'b str,
     ) -> impl Iterator<Item = (String, String)> + use<'a, 'b> {
-        self.annotations_raw(prefix)
-            .filter_map(|(name, value)| Some((name.to_owned(), serde_json::from_str(value.get()).ok()?)))
+        self.annotations_raw(prefix).filter_map(|(name, value)| Some((name.to_owned(), value.text()?)))
     }
 
     /// The pod subnets as written.
@@ -122,7 +145,10 @@ impl<'a> Object<'a> {
         self.metadata.uid.hash(&mut hasher);
         for (name, value) in self.annotations_raw(prefix) {
             name.hash(&mut hasher);
-            value.get().hash(&mut hasher);
+            match value {
+                Written::Json(value) => value.get().hash(&mut hasher),
+                Written::Text(text) => text.hash(&mut hasher),
+            }
         }
         for subnet in self.pod_cidrs() {
             subnet.hash(&mut hasher);
@@ -226,7 +252,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Annotations<'a> {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Annotations<'de>, A::Error> {
                 let mut pairs = Vec::new();
                 while let Some((Text(name), value)) = map.next_entry()? {
-                    pairs.push((name, value));
+                    pairs.push((name, Written::Json(value)));
                 }
                 Ok(Annotations(pairs))
             }
