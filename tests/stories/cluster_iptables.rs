@@ -6,7 +6,7 @@
 //!                 switch: API server
 //! ```
 
-use anyhow::{Result, ensure};
+use anyhow::ensure;
 use flannel_rs_tests::kubernetes::{Manifests, PATIENCE, PodSpec, Proxy, Shape, cluster_story};
 use lab::wait_for;
 
