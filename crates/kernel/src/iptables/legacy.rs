@@ -70,7 +70,7 @@ fn program(family: IpFamily, what: &str) -> Result<Program, KernelError> {
     let (Some(version), Some(plain)) = (Program::of_host(prefix), Program::of_host(&plain)) else {
         return Err(none(format!(
             "there is no program {own} or {plain}: install it; in a container, mount the host's / at /host \
-             and allow the capability SYS_CHROOT"
+             and allow the capabilities NET_RAW and SYS_CHROOT"
         )));
     };
     if version.run(&["--version"], "")?.contains("nf_tables") {
