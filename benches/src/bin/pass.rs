@@ -86,7 +86,8 @@ fn measure(peers: u16, report: &mut Report) -> Result<()> {
 
 fn underlay(node: &Namespace) -> Result<()> {
     for command in [
-        "ip link add eth0 type dummy",
+        "ip link add eth0 type veth peer name wire",
+        "ip link set wire up",
         "ip link set eth0 up",
         "ip address add 192.0.2.1/24 dev eth0",
         "ip route add default via 192.0.2.254",

@@ -18,8 +18,8 @@ use kernel::{Kernel, KernelError, Scope};
 /// How many changes are made at once: about a millisecond's worth, at which a send costs nothing
 /// beside them.
 const SLICE: usize = 512;
-/// With so many leases a pass takes enough memory to be worth giving back after it.
-const MANY: usize = 1000;
+/// With so many leases, or changes, a pass takes enough memory to be worth giving back after it.
+pub(crate) const MANY: usize = 1000;
 
 /// What a look is about.
 #[derive(Debug)]

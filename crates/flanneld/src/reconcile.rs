@@ -100,6 +100,8 @@ pub struct Reconciler<K> {
     /// What the kernel refused in the last pass; the next will want it again.
     refused: Vec<Change>,
     passes_with_peers: u32,
+    /// Whether the pass has enough changes to be worth giving their memory back.
+    bulky: bool,
     heard: Heard,
 }
 
@@ -177,6 +179,7 @@ impl<K: Kernel + Send + 'static> Reconciler<K> {
             pass: None,
             refused: Vec::new(),
             passes_with_peers: 0,
+            bulky: false,
             heard: Heard::default(),
         }
     }
@@ -339,6 +342,7 @@ impl<K: Kernel + Send + 'static> Reconciler<K> {
                 desired.into_iter().map(|(kind, count)| (kind.name().to_owned(), count as u64)).collect();
         });
         if let Some(pass) = &mut self.pass {
+            self.bulky |= changes.len() >= pass::MANY;
             let (intent, remaining) = (Box::new(intent), Remaining::new(changes));
             pass.stage = Stage::Making { intent, remaining, failures: Vec::new() };
         }
@@ -365,6 +369,10 @@ impl<K: Kernel + Send + 'static> Reconciler<K> {
         self.note_read_only(&read_only);
         let failed = !failures.is_empty();
         self.passed(known, *intent, failures);
+        if std::mem::take(&mut self.bulky) {
+            // Those changes were as large as all that the look took.
+            tokio::task::spawn_blocking(kernel::memory::give_back);
+        }
         self.refused.extend(read_only.into_iter().map(|failure| failure.change));
         let now = Instant::now();
         self.schedule.passed(began, now, failed, jitter());
