@@ -46,8 +46,8 @@ pub struct Chronicle {
     told: BTreeMap<String, Instant>,
     /// Since when each failure is there, by our own clock: the status has the wall's.
     lasting: BTreeMap<String, Instant>,
-    /// The repair told last: their dates are whole seconds, so how many of that second.
-    repairs: Option<(u64, usize)>,
+    /// The repair looked at last.
+    repaired: Option<Repair>,
     tokens: u32,
     refilled: Instant,
     left_out: usize,
@@ -59,7 +59,7 @@ impl Chronicle {
         Chronicle {
             told: BTreeMap::new(),
             lasting: BTreeMap::new(),
-            repairs: None,
+            repaired: None,
             tokens: BURST,
             refilled: now,
             left_out: 0,
@@ -115,14 +115,10 @@ impl Chronicle {
 
     /// One event for all repairs since the last look.
     fn new_repairs(&mut self, repairs: &[Repair]) -> Option<Event> {
-        let of_second = |second: u64| repairs.iter().filter(|repair| repair.at == second).count();
-        let (second, of_that) = self.repairs.unwrap_or_default();
-        let skip = of_that.min(of_second(second));
-        let of_then: Vec<_> = repairs.iter().filter(|repair| repair.at == second).skip(skip).collect();
-        let later = repairs.iter().filter(|repair| repair.at > second);
-        let new: Vec<_> = of_then.into_iter().chain(later).collect();
-        let latest = repairs.iter().map(|repair| repair.at).max()?;
-        self.repairs = Some((latest, of_second(latest)));
+        // Not by their dates: the clock may have been set back since.
+        let told = repairs.iter().rposition(|repair| Some(repair) == self.repaired.as_ref());
+        let new = &repairs[told.map_or(0, |at| at + 1)..];
+        self.repaired = repairs.last().cloned();
         // A setting is the least of what a device loses.
         let first = new.iter().find(|repair| !repair.change.starts_with("sysctl")).or(new.first())?;
         let more = new.iter().map(|repair| 1 + repair.more).sum::<usize>() - 1;
@@ -238,11 +234,15 @@ mod tests {
         assert_eq!(chronicle.look(&repaired(&[7, 7]), start).0, []);
         let later = start + FORGET;
         assert_eq!(
-            said(chronicle.look(&repaired(&[7, 7, 7, 8]), later).0),
-            ["the device was down; put right: ip link set flannel.7 up, and 5 more"],
-            "one of the same second and one of the next"
+            said(chronicle.look(&repaired(&[7, 7, 8, 9]), later).0),
+            ["the device was down; put right: ip link set flannel.8 up, and 5 more"]
         );
-        assert_eq!(chronicle.look(&repaired(&[7, 7, 7, 8]), later).0, []);
+        assert_eq!(chronicle.look(&repaired(&[7, 7, 8, 9]), later).0, []);
+        assert_eq!(
+            said(chronicle.look(&repaired(&[8, 9, 3]), later).0),
+            ["the device was down; put right: ip link set flannel.3 up, and 2 more"],
+            "the clock was set back, and old repairs are forgotten"
+        );
     }
 
     #[test]
