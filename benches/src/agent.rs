@@ -88,6 +88,30 @@ impl Agent {
         Ok(Running { process: Process::spawn(node.namespace(), &command, &log)? })
     }
 
+    /// Starts it on a node of a lab, as node `name` of Kubernetes.
+    pub fn start_on_kubernetes(
+        &self,
+        node: &lab::Node,
+        (name, kubeconfig, net_conf): (&str, &Path, &Path),
+        subnet_file: &Path,
+    ) -> Result<Running> {
+        let command = [
+            "env".to_owned(),
+            format!("NODE_NAME={name}"),
+            // As many events as there are nodes at the start, or the original never gets ready.
+            "EVENT_QUEUE_DEPTH=20000".to_owned(),
+            self.program.display().to_string(),
+            "--kube-subnet-mgr".to_owned(),
+            format!("--kubeconfig-file={}", kubeconfig.display()),
+            format!("--net-config-path={}", net_conf.display()),
+            format!("--subnet-file={}", subnet_file.display()),
+            "--iface=eth0".to_owned(),
+            "--ip-masq".to_owned(),
+        ];
+        let log = node.dir().join(format!("{}.log", self.name));
+        Ok(Running { process: Process::spawn(node.namespace(), &command, &log)? })
+    }
+
     /// Starts it and waits until it has written `subnet.env`.
     pub fn start_ready(&self, node: &Node, flags: &[&str]) -> Result<Running> {
         let file = node.subnet_file();

@@ -17,6 +17,7 @@ pub use api_server::ApiServer;
 pub use cluster::{
     Agent, Cluster, PATIENCE, Proxy, Shape, TEST_POD, cluster_story, condition, test_pod_program,
 };
+pub use connection::Connection;
 pub use manifests::Manifests;
 pub use pods::{PORT, PodSpec, TestPod, ask};
 pub use programs::{Programs, is_available};

@@ -311,7 +311,8 @@ impl ApiServer {
         self.programs.path(name)
     }
 
-    fn connect(&self) -> Result<Connection> {
+    /// A connection as administrator, for what is measured or done very often.
+    pub fn connect(&self) -> Result<Connection> {
         Connection::open(&self.switch, self.address(), self.tls.clone())
     }
 

@@ -19,7 +19,8 @@ use tokio_rustls::TlsConnector;
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// A connection over which one request after the other goes.
-pub(crate) struct Connection {
+#[derive(Debug)]
+pub struct Connection {
     worker: tokio::runtime::Runtime,
     sender: SendRequest<Full<Bytes>>,
     server: SocketAddr,
@@ -54,7 +55,7 @@ impl Connection {
 
     /// Sends a request; fails with the server's reason unless it agrees. An answer that is not JSON
     /// comes back as a string.
-    pub(crate) fn send(&mut self, method: &str, path: &str, kind: &str, body: String) -> Result<Value> {
+    pub fn send(&mut self, method: &str, path: &str, kind: &str, body: String) -> Result<Value> {
         let request = hyper::Request::builder()
             .method(method)
             .uri(path)
