@@ -256,18 +256,24 @@ impl<'lab> Cluster<'lab> {
     /// Waits until every node has joined, is ready, has a network, and runs flanneld.
     pub fn wait_ready(&self) -> Result<()> {
         wait_for("all nodes to be ready", PATIENCE, || {
-            let nodes = self.api.request("GET", "/api/v1/nodes", &Value::Null)?;
-            let nodes = nodes["items"].as_array().map_or(&[][..], Vec::as_slice);
-            ensure!(nodes.len() == self.nodes.len(), "{} nodes have joined", nodes.len());
-            for (node, kind, wanted) in
-                nodes.iter().flat_map(|node| [(node, "Ready", "True"), (node, "NetworkUnavailable", "False")])
-            {
-                let name = &node["metadata"]["name"];
-                let condition = condition(node, kind).with_context(|| format!("{name} has no {kind}"))?;
-                ensure!(condition["status"] == wanted, "{name}, {kind}: {}", condition["message"]);
-            }
+            self.nodes_ready()?;
             self.flannel_ready()
         })
+    }
+
+    /// Fails unless every node has joined, is ready, and has a network.
+    pub fn nodes_ready(&self) -> Result<()> {
+        let nodes = self.api.request("GET", "/api/v1/nodes", &Value::Null)?;
+        let nodes = nodes["items"].as_array().map_or(&[][..], Vec::as_slice);
+        ensure!(nodes.len() == self.nodes.len(), "{} nodes have joined", nodes.len());
+        for (node, kind, wanted) in
+            nodes.iter().flat_map(|node| [(node, "Ready", "True"), (node, "NetworkUnavailable", "False")])
+        {
+            let name = &node["metadata"]["name"];
+            let condition = condition(node, kind).with_context(|| format!("{name} has no {kind}"))?;
+            ensure!(condition["status"] == wanted, "{name}, {kind}: {}", condition["message"]);
+        }
+        Ok(())
     }
 
     /// Fails unless flanneld is ready on every node, if it runs in a pod.

@@ -85,14 +85,18 @@ impl PodSpec {
 impl Cluster<'_> {
     /// Creates pods, and waits until they run.
     pub fn run(&self, specs: &[PodSpec]) -> Result<Vec<TestPod>> {
-        for spec in specs {
-            // A namespace has its account a moment after it is there itself.
-            wait_for("a pod to be admitted", PATIENCE, || self.api().request("POST", PODS, &spec.object()))?;
-        }
+        specs.iter().try_for_each(|spec| self.create(spec))?;
         wait_for("the pods to run", PATIENCE, || {
             let list = self.api().request("GET", PODS, &Value::Null)?;
             specs.iter().map(|spec| running(&list, spec)).collect()
         })
+    }
+
+    /// Creates a pod.
+    pub fn create(&self, spec: &PodSpec) -> Result<()> {
+        // A namespace has its account a moment after it is there itself.
+        let create = || self.api().request("POST", PODS, &spec.object());
+        wait_for("a pod to be admitted", PATIENCE, create).map(drop)
     }
 
     /// Deletes pods, and waits until they are gone.
