@@ -109,6 +109,9 @@ fn show(status: &Status, running: bool, all: bool, out: &mut Output) -> Result<(
     }
     facts.push(("lease", lease(status, out)));
     facts.push(("store", store(status, out)));
+    if let Some(kernel) = kernel(status, out) {
+        facts.push(("kernel", kernel));
+    }
     for (name, fact) in facts {
         out.line(format!("{} {fact}", out.toned(Tone::Strong, format!("{name:<10}"))))?;
     }
@@ -116,6 +119,20 @@ fn show(status: &Status, running: bool, all: bool, out: &mut Output) -> Result<(
     peers(status, all, out)?;
     repairs(status, out)?;
     wrong(status, out)
+}
+
+/// What the kernel holds for us; nothing before the first pass.
+fn kernel(status: &Status, out: &Output) -> Option<String> {
+    let it = &status.reconciler;
+    let sum = |counts: &std::collections::BTreeMap<String, u64>| counts.values().sum::<u64>();
+    let (desired, failed, repaired) = (sum(&it.desired), sum(&it.failed), sum(&it.repaired));
+    let refused = match failed {
+        0 => String::new(),
+        _ => out.toned(Tone::Bad, format!(", {failed} refused")),
+    };
+    let repaired =
+        if repaired == 0 { String::new() } else { format!(", {repaired} put right since the start") };
+    (desired > 0).then(|| format!("{desired} objects wanted{refused}{repaired}"))
 }
 
 fn lease(status: &Status, out: &Output) -> String {
