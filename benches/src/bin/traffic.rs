@@ -5,6 +5,9 @@
 //!   node1  pod ⇄ eth0 ── switch ── eth0 ⇄ pod  node2        a lab for each backend
 //! ```
 //!
+//! With `FLANNEL_ORIGINAL=/path/to/flanneld` the original's udp backend runs beside ours; without its
+//! proxy in it (it needs cgo) that is refused.
+//!
 //! All labs stand at once and are measured in turns, each round in the other direction. `BENCH_ROUNDS`
 //! and `BENCH_SECONDS` set how many rounds there are and how long each measurement takes.
 
@@ -22,7 +25,7 @@ use flannel_rs_benches::run::{Better, Figure, Run};
 use kernel::netlink::{Protocol, Socket};
 use kernel::{link, offload};
 use lab::load::{self, Load, Measured};
-use lab::{Lab, Namespace, Topology};
+use lab::{Lab, Namespace, Topology, wait_for};
 
 /// Payload of a datagram.
 const OCTETS: usize = 1300;
@@ -43,10 +46,13 @@ struct End {
 fn main() -> Result<()> {
     heading("Traffic: two nodes in network namespaces, IPv4")?;
     let labs = [("vxlan", Topology::vxlan(2)), ("host-gw", Topology::host_gw(2)), ("udp", Topology::udp(2))];
-    let labs = labs
+    let mut labs = labs
         .into_iter()
         .map(|(name, topology)| Ok((name, up(topology).with_context(|| format!("a lab with {name}"))?)))
         .collect::<Result<Vec<_>>>()?;
+    if let Ok(program) = env::var("FLANNEL_ORIGINAL") {
+        labs.push(("udp, the original", up_with_original(&program).context("a lab with the original")?));
+    }
     let mut ways = vec![Way::between_nodes("bare", &labs[0].1)?];
     for (name, lab) in &labs {
         ways.push(Way::between_pods(name, lab)?);
@@ -66,6 +72,26 @@ fn main() -> Result<()> {
 fn up(topology: Topology) -> Result<Lab> {
     let lab = Lab::up(None, topology)?;
     lab.start()?;
+    Ok(lab)
+}
+
+/// A lab whose nodes run the original's udp backend.
+fn up_with_original(program: &str) -> Result<Lab> {
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let lab = Lab::up(None, Topology::udp(2).etcd())?;
+    for node in lab.nodes() {
+        let mut command =
+            vec![program.to_owned(), format!("--subnet-file={}", node.files().subnet.display())];
+        command.extend(node.flags().iter().cloned());
+        node.start_command(&command)?;
+        // It forwards only where somebody else has switched that on.
+        node.run("sysctl -qw net.ipv4.ip_forward=1")?;
+        wait_for("the original's subnet file", PATIENCE, || node.subnet_file().map(drop))?;
+    }
+    let [one, other] = [lab.node(1).attach("first")?, lab.node(2).attach("first")?];
+    wait_for("the original to carry packets", PATIENCE, || one.ping(other.ipv4()?).map(drop))?;
+    one.detach()?;
+    other.detach()?;
     Ok(lab)
 }
 
