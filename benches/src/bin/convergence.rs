@@ -3,16 +3,21 @@
 //! One node in a namespace, vxlan, a real etcd in another. Leases of peers that do not exist are
 //! written straight into etcd; a route counts when the kernel announces it over netlink.
 
-use std::net::Ipv4Addr;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use flannel_rs_benches::{Agent, Report, Rig, RouteWatch, Samples, agents, heading};
+use lab::Namespace;
 
 const NET_CONF: &str =
     r#"{"Network":"10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.200.0.0","Backend":{"Type":"vxlan"}}"#;
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Where flanneld answers probes.
+const PROBES: u16 = 8471;
 
 fn main() -> Result<()> {
     heading("Convergence: one node, vxlan, IPv4, etcd")?;
@@ -35,7 +40,7 @@ fn measure(agent: &Agent, peers: u16, report: &mut Report) -> Result<()> {
     let mut watch = RouteWatch::new(rig.node(1).namespace())?;
 
     let start = Instant::now();
-    let running = agent.start(rig.node(1), &["--ip-masq"])?;
+    let running = agent.start(rig.node(1), &["--ip-masq", &format!("--healthz-port={PROBES}")])?;
     let converged = watch.count(usize::from(peers), PATIENCE)?;
     report.set_duration(&format!("cold start to all routes, {peers} leases"), agent.name, converged - start);
 
@@ -75,10 +80,25 @@ fn measure(agent: &Agent, peers: u16, report: &mut Report) -> Result<()> {
 
     let more: Vec<(String, String)> = (peers + 60..peers + 1_060).map(lease).collect();
     watch.forget()?;
-    let start = Instant::now();
-    rig.etcd().put_all_leased(&more)?;
-    let answered = start.elapsed();
-    let converged = watch.count(1_000, PATIENCE)?;
+    let (stop, node) = (AtomicBool::new(false), rig.node(1).namespace().clone());
+    let (start, answered, converged, probes) = thread::scope(|scope| {
+        let probing = scope.spawn(|| probe(&node, &stop));
+        // From before the burst until well after it.
+        thread::sleep(Duration::from_millis(100));
+        let start = Instant::now();
+        let mut burst = || -> Result<(Duration, Instant)> {
+            rig.etcd().put_all_leased(&more)?;
+            Ok((start.elapsed(), watch.count(1_000, PATIENCE)?))
+        };
+        let burst = burst();
+        thread::sleep(Duration::from_secs(1));
+        stop.store(true, Ordering::Relaxed);
+        let probes = probing.join().expect("it does not panic")?;
+        let (answered, converged) = burst?;
+        Ok::<_, anyhow::Error>((start, answered, converged, probes))
+    })?;
+    let row = format!("— answers to probes of /healthz meanwhile, {peers} present");
+    report.set_samples(&row, agent.name, &probes);
     report.set_duration(
         &format!("1,000 more leases at once, {peers} present"),
         agent.name,
@@ -87,6 +107,23 @@ fn measure(agent: &Agent, peers: u16, report: &mut Report) -> Result<()> {
     let row = format!("— etcd answers the transaction after, {peers} present");
     report.set_duration(&row, agent.name, answered);
     Ok(())
+}
+
+/// Asks for `/healthz` until it is told to stop; how long each answer took.
+fn probe(node: &Namespace, stop: &AtomicBool) -> Result<Samples> {
+    node.within(|| {
+        let mut samples = Samples::default();
+        while !stop.load(Ordering::Relaxed) {
+            let asked = Instant::now();
+            let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, PROBES))?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
+            stream.read_to_end(&mut Vec::new())?;
+            samples.push(asked.elapsed());
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(samples)
+    })?
 }
 
 /// The subnet of peer `number`, from 0.
