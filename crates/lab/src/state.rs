@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,7 @@ use crate::laboratory::Lab;
 use crate::namespace::Namespace;
 use crate::process::Process;
 use crate::topology::Topology;
+use crate::wait::wait_for;
 
 /// All labs of a machine, a directory each.
 pub(crate) const LABS: &str = "/run/flab";
@@ -149,12 +151,13 @@ fn remove_one(name: &str) -> Result<()> {
         Namespace::named(namespace).destroy()?;
     }
     let dir = dir(name);
-    match fs::remove_dir_all(&dir) {
+    // A thread of a process that was killed may be in the middle of writing a file.
+    wait_for("the files of a lab to be gone", Duration::from_secs(5), || match fs::remove_dir_all(&dir) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(error).with_context(|| format!("removing {}", dir.display()))
         }
         _ => Ok(()),
-    }
+    })
 }
 
 impl Lab {
