@@ -16,4 +16,5 @@ mod monitor;
 mod namespace;
 mod reconcile;
 mod scale;
+mod tun;
 mod underlay;
