@@ -90,6 +90,7 @@ fn of_two_nodes_with_one_podcidr_the_older_is_right_everywhere() {
         reaches(&a, &b)?;
         let traffic = Traffic::between(&a, &b)?;
         // Somebody's controller gives the subnet of node2 to another one.
+        another_second();
         let mut thief = SampleNode::vxlan(9);
         thief.pod_cidrs = vec!["10.244.2.0/24".to_owned()];
         kube.api.create_nodes(&[thief])?;
@@ -111,8 +112,7 @@ fn a_node_that_is_given_the_podcidr_of_an_older_one_keeps_quiet_and_says_so() {
         let mut older = SampleNode::vxlan(9);
         older.pod_cidrs = kube.pod_cidrs(1);
         kube.api.create_nodes(&[older])?;
-        // The API's dates are whole seconds.
-        std::thread::sleep(std::time::Duration::from_millis(1100));
+        another_second();
         kube.create_all()?;
         kube.start(1, &[])?;
         kube.start(2, &[])?;
@@ -174,6 +174,11 @@ fn malformed_annotations_of_another_node_cost_only_that_node() {
         })?;
         traffic.lost_nothing()
     });
+}
+
+/// Lets what is made from now on be younger than all there is: the API's dates are whole seconds.
+fn another_second() {
+    std::thread::sleep(std::time::Duration::from_millis(1100));
 }
 
 fn state(kube: &Kube<'_>, wanted: LeaseState) -> Result<()> {
