@@ -45,7 +45,7 @@ fn measure(agent: &Agent, nodes: u16, report: &mut Report) -> Result<()> {
     api.create_nodes(&(1..=nodes).map(SampleNode::vxlan).collect::<Vec<_>>())?;
     let ours = SampleNode { name: node.name(), annotations: Vec::new(), ..SampleNode::vxlan(OURSELVES) };
     api.create_nodes(&[ours])?;
-    let (net_conf, subnet_file) = (lab.dir().join("net-conf.json"), node.dir().join("bench.env"));
+    let (net_conf, subnet_file) = (lab.dir().join("net-conf.json"), node.dir().join("bench/subnet.env"));
     fs::write(&net_conf, NET_CONF)?;
     let mut routes = RouteWatch::new(node.namespace())?;
 
