@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use flannel_rs_tests::kubernetes::{ApiServer, is_available};
 use flannel_rs_tests::{PATIENCE, everyone_answers, mac, reaches, says, shows};
-use lab::{Binaries, Families, Lab, Node, Topology, story, wait_for};
+use lab::{Binaries, Families, Lab, Node, Pod, Topology, story, wait_for};
 use serde_json::{Value, json};
 
 /// The annotations of flannel.
@@ -103,6 +103,15 @@ impl Kube<'_> {
         let nodes = self.lab.nodes().len();
         (1..=nodes).try_for_each(|number| self.start(number, &["--ip-masq"]))?;
         (1..=nodes).try_for_each(|number| self.node(number).wait_ready(nodes - 1).map(drop))
+    }
+
+    /// All nodes, and a pod on each of the first two that reach each other.
+    pub(crate) fn two_pods(&self) -> Result<(Pod<'_>, Pod<'_>)> {
+        self.create_all()?;
+        self.start_all()?;
+        let (a, b) = (self.node(1).attach("a")?, self.node(2).attach("b")?);
+        reaches(&a, &b)?;
+        Ok((a, b))
     }
 
     pub(crate) fn get(&self, number: usize) -> Result<Value> {

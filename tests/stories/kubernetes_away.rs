@@ -52,10 +52,7 @@ fn an_api_server_that_is_away_stops_no_traffic_and_newcomers_are_met_when_it_is_
 #[test]
 fn a_server_that_comes_and_goes_or_hangs_takes_nothing_away() {
     kubernetes(Topology::vxlan(2), |kube| {
-        kube.create_all()?;
-        kube.start_all()?;
-        let (a, b) = (kube.node(1).attach("a")?, kube.node(2).attach("b")?);
-        reaches(&a, &b)?;
+        let (a, b) = kube.two_pods()?;
         let traffic = Traffic::between(&a, &b)?;
         for _ in 0..3 {
             kube.api.kill()?;
@@ -77,10 +74,7 @@ fn a_server_that_comes_and_goes_or_hangs_takes_nothing_away() {
 #[test]
 fn a_node_that_reboots_while_the_server_is_away_starts_from_its_snapshot() {
     kubernetes(Topology::vxlan(2), |kube| {
-        kube.create_all()?;
-        kube.start_all()?;
-        let (a, b) = (kube.node(1).attach("a")?, kube.node(2).attach("b")?);
-        reaches(&a, &b)?;
+        let (a, b) = kube.two_pods()?;
         let node = kube.node(1);
         let subnet = node.subnet_file()?;
         wait_for("the peer to be in the snapshot", PATIENCE, || {

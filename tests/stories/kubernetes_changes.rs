@@ -16,10 +16,7 @@ use crate::kubernetes::{Kube, PREFIX, kubernetes};
 #[test]
 fn a_node_that_is_deleted_and_made_again_is_as_it_was() {
     kubernetes(Topology::vxlan(2), |kube| {
-        kube.create_all()?;
-        kube.start_all()?;
-        let (a, b) = (kube.node(1).attach("a")?, kube.node(2).attach("b")?);
-        reaches(&a, &b)?;
+        let (a, b) = kube.two_pods()?;
         let vtep = mac(kube.node(1), "flannel.1")?;
 
         kube.delete(1)?;
@@ -41,10 +38,7 @@ fn a_node_that_is_deleted_and_made_again_is_as_it_was() {
 #[test]
 fn a_node_whose_podcidr_changes_moves_over_and_names_its_old_bridge() {
     kubernetes(Topology::vxlan(2), |kube| {
-        kube.create_all()?;
-        kube.start_all()?;
-        let (a, b) = (kube.node(1).attach("a")?, kube.node(2).attach("b")?);
-        reaches(&a, &b)?;
+        let (a, b) = kube.two_pods()?;
 
         kube.delete(1)?;
         kube.create(1, &["10.244.77.0/24".to_owned()])?;
@@ -84,10 +78,7 @@ fn a_node_whose_podcidr_changes_moves_over_and_names_its_old_bridge() {
 #[test]
 fn of_two_nodes_with_one_podcidr_the_older_is_right_everywhere() {
     kubernetes(Topology::vxlan(2), |kube| {
-        kube.create_all()?;
-        kube.start_all()?;
-        let (a, b) = (kube.node(1).attach("a")?, kube.node(2).attach("b")?);
-        reaches(&a, &b)?;
+        let (a, b) = kube.two_pods()?;
         let traffic = Traffic::between(&a, &b)?;
         // Somebody's controller gives the subnet of node2 to another one.
         another_second();
@@ -139,10 +130,7 @@ fn a_node_that_is_given_the_podcidr_of_an_older_one_keeps_quiet_and_says_so() {
 #[test]
 fn malformed_annotations_of_another_node_cost_only_that_node() {
     kubernetes(Topology::vxlan(2), |kube| {
-        kube.create_all()?;
-        kube.start_all()?;
-        let (a, b) = (kube.node(1).attach("a")?, kube.node(2).attach("b")?);
-        reaches(&a, &b)?;
+        let (a, b) = kube.two_pods()?;
         let traffic = Traffic::between(&a, &b)?;
         let mut strange: Vec<SampleNode> = (20..26).map(SampleNode::vxlan).collect();
         for (node, subnet) in strange.iter_mut().zip(20..) {
