@@ -45,22 +45,17 @@ struct Took {
 
 fn measure(peers: u16, report: &mut Report) -> Result<()> {
     let leases: LeaseSet = (0..peers).map(lease).collect::<Result<_>>()?;
+    // None goes before all are measured: the kernel clears a namespace away in the background, and whoever
+    // changes anything in another one waits for it.
+    let mut nodes = Vec::new();
+    let measured = (0..ROUNDS).map(|round| {
+        nodes.push(Namespace::create(&format!("fbp{}-{round}", std::process::id()))?);
+        measure_round(&nodes[round], peers, &leases)
+    });
+    let measured: Result<Vec<_>> = measured.collect();
+    nodes.iter().try_for_each(Namespace::destroy)?;
     let (mut first, mut idle, mut sent) = (Vec::new(), Vec::new(), Vec::new());
-    for round in 0..ROUNDS {
-        let node = Namespace::create(&format!("fbp{}-{round}", std::process::id()))?;
-        let done = underlay(&node).and_then(|()| {
-            node.within(|| {
-                with_packets(peers, || {
-                    let mut kernel = Linux::open()?;
-                    // The node itself stands before its peers are known.
-                    pass(&mut kernel, &LeaseSet::default())?;
-                    let to_all = pass(&mut kernel, &leases)?;
-                    Ok((to_all, pass(&mut kernel, &leases)?))
-                })
-            })?
-        });
-        node.destroy()?;
-        let ((to_all, to_none), packets) = done?;
+    for ((to_all, to_none), packets) in measured? {
         first.push(to_all);
         idle.push(to_none);
         sent.push(packets);
@@ -82,6 +77,20 @@ fn measure(peers: u16, report: &mut Report) -> Result<()> {
     sent.sort_unstable();
     report.set("packets routed meanwhile", &format!("{peers} leases"), sent[sent.len() / 2].to_string());
     Ok(())
+}
+
+/// One pass to all leases and one to nothing, and how many packets were routed meanwhile.
+fn measure_round(node: &Namespace, peers: u16, leases: &LeaseSet) -> Result<((Took, Took), u64)> {
+    underlay(node)?;
+    node.within(|| {
+        with_packets(peers, || {
+            let mut kernel = Linux::open()?;
+            // The node itself stands before its peers are known.
+            pass(&mut kernel, &LeaseSet::default())?;
+            let to_all = pass(&mut kernel, leases)?;
+            Ok((to_all, pass(&mut kernel, leases)?))
+        })
+    })?
 }
 
 fn underlay(node: &Namespace) -> Result<()> {
