@@ -37,6 +37,23 @@ pub enum RouteStyle {
     NextHopObjects,
 }
 
+impl RouteStyle {
+    /// With how many IPv4 leases routes are written by next-hop objects: from there on it is quicker.
+    const OBJECTS_FROM: usize = 500;
+    /// With how many it goes back to plain routes; lower, so that a node does not swing between them.
+    const OBJECTS_TO: usize = 400;
+
+    /// How routes are best written for so many leases, where they are written like this now and the
+    /// kernel has next-hop objects.
+    pub fn suited_to(self, leases: usize) -> RouteStyle {
+        let enough = match self {
+            RouteStyle::Plain => RouteStyle::OBJECTS_FROM,
+            RouteStyle::NextHopObjects => RouteStyle::OBJECTS_TO,
+        };
+        if leases >= enough { RouteStyle::NextHopObjects } else { RouteStyle::Plain }
+    }
+}
+
 /// A route of the host that is not flannel's, as far as a plan looks at it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UnderlayRoute {
@@ -136,6 +153,17 @@ impl Host {
 mod tests {
     use super::*;
     use crate::fixture::{VXLAN, intent};
+
+    #[test]
+    fn many_leases_take_next_hop_objects_and_only_far_fewer_give_them_up() {
+        use RouteStyle::{NextHopObjects, Plain};
+        let mut style = Plain;
+        let styles = [499, 500, 499, 400, 399, 400].map(|leases| {
+            style = style.suited_to(leases);
+            style
+        });
+        assert_eq!(styles, [Plain, NextHopObjects, NextHopObjects, NextHopObjects, Plain, Plain]);
+    }
 
     #[test]
     fn the_longest_prefix_decides_and_of_equal_ones_the_first() {

@@ -14,39 +14,32 @@
 //! What is superfluous is removed only once the first complete set of leases has come from the store:
 //! a set remembered from the last run, or none yet, says nothing about who has left.
 
-use std::collections::BTreeMap;
-use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
+mod report;
+
 use std::time::Duration;
 
-use fabric::dataplane::{self, Change, Prune};
+use fabric::dataplane::{self, Prune};
 use fabric::host::RouteStyle;
-use fabric::lease::{Lease, LeaseSet, Subnets};
+use fabric::lease::LeaseSet;
 use fabric::plan::Intent;
-use fabric::status::{self, Peer};
 use ipnet::IpNet;
 use kernel::{Failure, Kernel, KernelError};
-use rustix::io::Errno;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
-use crate::board::{self, Board, Step};
+use crate::board::{Board, Step};
 use crate::notifications::Heard;
 use crate::pass::{self, Findings, Question, Remaining, Touched};
-use crate::repair;
+use crate::reconcile::report::Report;
+use crate::repair::{self, Harm};
+use crate::retry::jitter;
 use crate::schedule::Schedule;
 
-/// With how many IPv4 leases routes are written by next-hop objects: from there on it is quicker.
-const NEXT_HOPS_FROM: usize = 500;
-/// With how many it goes back to plain routes; lower, so that a node does not swing between them.
-const NEXT_HOPS_TO: usize = 400;
 /// More changed leases than this are left to a pass, which is cheaper then.
 const BULK: usize = 4096;
 /// How many of them are answered before anything else gets its turn.
 const STEP: usize = 128;
-/// With more changes refused than this, something fundamental is wrong, and they are not told apart.
-const REFUSALS: usize = 100;
 /// A peer that the kernel keeps refusing does not keep the node from becoming ready: after so many
 /// passes over the complete set of leases it is, and the failure is in the status.
 const PASSES_UNTIL_READY: u32 = 4;
@@ -85,6 +78,7 @@ pub struct Reconciler<K> {
     inputs: Inputs,
     manner: Manner,
     board: Board,
+    report: Report,
     schedule: Schedule,
     leases: LeaseSet,
     /// Those that quick answers have got to, or that a pass takes care of.
@@ -97,8 +91,6 @@ pub struct Reconciler<K> {
     /// our own making.
     unsettled: bool,
     pass: Option<Pass<K>>,
-    /// What the kernel refused in the last pass; the next will want it again.
-    refused: Vec<Change>,
     passes_with_peers: u32,
     /// Whether the pass has enough changes to be worth giving their memory back.
     bulky: bool,
@@ -168,6 +160,7 @@ impl<K: Kernel + Send + 'static> Reconciler<K> {
             eye: Some(eye),
             inputs,
             manner,
+            report: Report::new(board.clone()),
             board,
             schedule: Schedule::new(Instant::now(), manner.interval),
             answered: leases.clone(),
@@ -177,7 +170,6 @@ impl<K: Kernel + Send + 'static> Reconciler<K> {
             route_style: RouteStyle::default(),
             unsettled: true,
             pass: None,
-            refused: Vec::new(),
             passes_with_peers: 0,
             bulky: false,
             heard: Heard::default(),
@@ -255,7 +247,7 @@ impl<K: Kernel + Send + 'static> Reconciler<K> {
             return self.leave_to_a_pass();
         }
         let bulk = self.answered.distance(&self.leases, BULK + 1) > BULK;
-        if bulk || self.wanted_style() != self.route_style {
+        if bulk || self.best_style() != self.route_style {
             self.leave_to_a_pass();
         }
     }
@@ -274,13 +266,13 @@ impl<K: Kernel + Send + 'static> Reconciler<K> {
         let (before, after) = last.differences(&self.answered);
         let (plan_before, plan_after) = intent.plans_between(&last, &self.answered);
         let answer = dataplane::between(&plan_before.dataplane, &plan_after.dataplane);
-        log_peers(&before, &after, intent.host.own);
+        self.report.nodes(&before, &after, intent.host.own);
         answer.iter().for_each(|change| tracing::debug!("{change}"));
         if let Some(pass) = &mut self.pass {
             pass.touched.by(&answer);
         }
         let failures = self.kernel.apply(&answer);
-        self.count(&answer, &failures);
+        self.report.made(&answer, &failures);
         let now = Instant::now();
         if failures.is_empty() {
             self.schedule.leases_changed(now);
@@ -298,7 +290,7 @@ impl<K: Kernel + Send + 'static> Reconciler<K> {
         // Nothing is wanted before there is a lease; the intent wakes us.
         let Some(intent) = intent else { return self.schedule.passed(began, began, false, jitter()) };
         let Some(mut eye) = self.eye.take() else { return };
-        self.route_style = self.wanted_style();
+        self.route_style = self.best_style();
         self.answered = self.leases.clone();
         let unsettled = std::mem::replace(&mut self.unsettled, false);
         let question = Question {
@@ -324,8 +316,7 @@ impl<K: Kernel + Send + 'static> Reconciler<K> {
         let findings = match looked {
             Ok(findings) => findings,
             Err(error) => {
-                tracing::warn!(%error, "cannot observe the kernel");
-                self.board.failing("node", [(error.to_string(), repair::remedy(None, &error).to_owned())]);
+                self.report.blind(&error);
                 let began = pass.began;
                 self.unsettled |= pass.unsettled;
                 self.pass = None;
@@ -334,18 +325,16 @@ impl<K: Kernel + Send + 'static> Reconciler<K> {
         };
         let Findings { intent, mut changes, peers, desired } = *findings;
         pass.touched.drop_from(&mut changes);
-        let unsettled = pass.unsettled;
-        self.note_changes(&changes, unsettled);
-        self.note_peers(peers);
-        self.board.silently(|status| {
-            status.reconciler.desired =
-                desired.into_iter().map(|(kind, count)| (kind.name().to_owned(), count as u64)).collect();
-        });
-        if let Some(pass) = &mut self.pass {
-            self.bulky |= changes.len() >= pass::MANY;
-            let (intent, remaining) = (Box::new(intent), Remaining::new(changes));
-            pass.stage = Stage::Making { intent, remaining, failures: Vec::new() };
+        if pass.unsettled || self.unsettled {
+            self.report.update(&changes, self.leases.len());
+        } else {
+            self.report.repair(&changes);
         }
+        self.report.peers(peers, &self.leases);
+        self.report.desired(desired);
+        self.bulky |= changes.len() >= pass::MANY;
+        let (intent, remaining) = (Box::new(intent), Remaining::new(changes));
+        pass.stage = Stage::Making { intent, remaining, failures: Vec::new() };
     }
 
     /// Makes the next changes of the pass, and ends it when all are made.
@@ -359,159 +348,55 @@ impl<K: Kernel + Send + 'static> Reconciler<K> {
             failures.extend(failed.iter().cloned());
             // What was done is looked at once more.
             self.schedule.kernel_echoed(Instant::now());
-            return self.count(&slice, &failed);
+            return self.report.made(&slice, &failed);
         }
         let Some(Pass { began, known, stage: Stage::Making { intent, failures, .. }, .. }) = self.pass.take()
         else {
             return;
         };
-        let (read_only, failures): (Vec<_>, Vec<_>) = failures.into_iter().partition(is_read_only);
-        self.note_read_only(&read_only);
-        let failed = !failures.is_empty();
-        self.passed(known, *intent, failures);
+        // Settings that a container may not write are right already, or harmless as they are: nothing
+        // waits for them.
+        let (read_only, failures): (Vec<_>, Vec<_>) = failures.into_iter().partition(repair::is_read_only);
+        let harm = repair::harm(&failures);
+        self.report.refused(failures, read_only);
+        self.passed(known, *intent, harm);
         if std::mem::take(&mut self.bulky) {
             // Those changes were as large as all that the look took.
             tokio::task::spawn_blocking(kernel::memory::give_back);
         }
-        self.refused.extend(read_only.into_iter().map(|failure| failure.change));
         let now = Instant::now();
-        self.schedule.passed(began, now, failed, jitter());
-        self.board.silently(|status| {
-            status.reconciler.passes += 1;
-            status.reconciler.pass_microseconds += (now - began).as_micros() as u64;
-            status.reconciler.last_pass = board::now();
-        });
+        self.schedule.passed(began, now, harm > Harm::None, jitter());
+        self.report.passed(now - began);
     }
 
     /// Draws the conclusions from a pass that began when so much was `known`.
-    fn passed(&mut self, known: Known, intent: Intent, failures: Vec<Failure>) {
-        self.note_failures(&failures);
-        let node_stands = !failures.iter().any(|failure| concerns_node(&failure.change));
+    fn passed(&mut self, known: Known, intent: Intent, harm: Harm) {
+        let node_stands = harm < Harm::Node;
         if node_stands {
             self.board.done(Step::Node);
         }
         if node_stands && known != Known::Nothing {
             self.passes_with_peers += 1;
-            if failures.is_empty() || self.passes_with_peers >= PASSES_UNTIL_READY {
+            if harm == Harm::None || self.passes_with_peers >= PASSES_UNTIL_READY {
                 self.board.done(Step::Peers);
             }
         }
         // Another intent has come meanwhile: there is nothing yet that answers could build on.
         let same = self.inputs.intent.borrow().as_ref().is_some_and(|now| now.is_asked_alike(&intent));
         self.made = (node_stands && same).then_some(intent);
-        if failures.is_empty() && known == Known::Complete {
+        if harm == Harm::None && known == Known::Complete {
             // Once: from now on they may be those of another flannel on this host.
             self.inputs.former_networks.clear();
         }
-        self.refused = failures.into_iter().map(|failure| failure.change).collect();
     }
 
-    /// Settings that a container may not write are said once. They are right already, or harmless as
-    /// they are: nothing waits for them.
-    fn note_read_only(&self, failures: &[Failure]) {
-        let news = failures.iter().filter(|failure| !self.refused.contains(&failure.change));
-        for Failure { change, error, .. } in news {
-            tracing::info!("left as it is: `{}`: {error}", first_line(change));
-        }
-    }
-
-    /// Counts what was made of `changes`.
-    fn count(&self, changes: &[Change], failures: &[Failure]) {
-        let mut made: BTreeMap<&'static str, u64> = BTreeMap::new();
-        changes.iter().for_each(|change| *made.entry(change.kind().name()).or_default() += 1);
-        for failure in failures {
-            made.entry(failure.change.kind().name()).and_modify(|count| *count -= 1);
-        }
-        self.board.silently(|status| add(&mut status.reconciler.changed, made));
-    }
-
-    /// How routes are best written for so many leases.
-    fn wanted_style(&self) -> RouteStyle {
-        let enough =
-            if self.route_style == RouteStyle::NextHopObjects { NEXT_HOPS_TO } else { NEXT_HOPS_FROM };
-        if self.manner.next_hop_objects && self.leases.len() >= enough {
-            RouteStyle::NextHopObjects
+    /// How routes are best written for the leases there are.
+    fn best_style(&self) -> RouteStyle {
+        if self.manner.next_hop_objects {
+            self.route_style.suited_to(self.leases.len())
         } else {
             RouteStyle::Plain
         }
-    }
-
-    /// Logs what is about to be done. Where nothing else has changed, it is a repair.
-    fn note_changes(&self, changes: &[Change], unsettled: bool) {
-        changes.iter().for_each(|change| tracing::debug!("{change}"));
-        if unsettled || self.unsettled {
-            if !changes.is_empty() {
-                let leases = self.leases.len();
-                tracing::info!(changes = changes.len(), leases, "bringing the kernel up to date");
-            }
-            return;
-        }
-        if self.refused.len() > REFUSALS {
-            return;
-        }
-        let new: Vec<_> = changes.iter().filter(|change| !self.refused.contains(change)).collect();
-        let repairs = repair::repairs(&new, board::now());
-        for repair in &repairs {
-            tracing::warn!(why = repair.why, more = repair.more, "put right: {}", repair.change);
-        }
-        self.board.repaired(repairs);
-        let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
-        new.iter().for_each(|change| *counts.entry(change.kind().name()).or_default() += 1);
-        self.board.silently(|status| add(&mut status.reconciler.repaired, counts));
-    }
-
-    /// Says what the kernel refused: in the log what is new, in the status all, apart whether only
-    /// peers or the node as a whole suffer.
-    fn note_failures(&self, failures: &[Failure]) {
-        let words = |Failure { change, error, .. }: &Failure| format!("`{}`: {error}", first_line(change));
-        let news = failures.iter().take(REFUSALS).filter(|failure| !self.refused.contains(&failure.change));
-        for failure in news.take(3) {
-            tracing::warn!("{}", words(failure));
-        }
-        if failures.len() > 3 && failures.len() != self.refused.len() {
-            tracing::warn!("{} changes failed in all; they are tried again", failures.len());
-        }
-        let remedy = |failure: &Failure| repair::remedy(Some(&failure.change), &failure.error).to_owned();
-        for (topic, of_node) in [("node", true), ("kernel", false)] {
-            let of_topic = failures.iter().filter(|failure| concerns_node(&failure.change) == of_node);
-            self.board.failing(topic, of_topic.map(|failure| (words(failure), remedy(failure))));
-        }
-        let mut counts = BTreeMap::new();
-        failures.iter().for_each(|failure| *counts.entry(failure.change.kind().name()).or_default() += 1);
-        self.board.silently(|status| {
-            status.reconciler.failed.clear();
-            add(&mut status.reconciler.failed, counts);
-        });
-    }
-
-    /// Says in the status how each peer is reached.
-    fn note_peers(&self, peers: Vec<Peer>) {
-        let unchanged = {
-            let status = self.board.subscribe();
-            let status = status.borrow();
-            *status.peers == peers
-                && status.skipped.len() == self.leases.skipped.len()
-                && status.skipped.iter().all(|is| self.leases.skipped.get(&is.key) == Some(&is.reason))
-        };
-        if unchanged {
-            return;
-        }
-        for (key, reason) in &self.leases.skipped {
-            tracing::warn!(key, reason, "skipping a record of the store");
-        }
-        for peer in &peers {
-            if let Some(reason) = &peer.refused {
-                let subnets = Subnets { ipv4: peer.ipv4, ipv6: peer.ipv6 };
-                tracing::warn!(%subnets, reason, "a peer cannot be reached");
-            }
-        }
-        self.board.update(|status| {
-            status.peers = Arc::new(peers);
-            let skipped = self.leases.skipped.iter();
-            status.skipped = skipped
-                .map(|(key, reason)| status::Skipped { key: key.clone(), reason: reason.clone() })
-                .collect();
-        });
     }
 }
 
@@ -521,62 +406,6 @@ async fn finished<K>(thread: Option<&mut JoinHandle<Looked<K>>>) -> Result<Looke
         Some(thread) => thread.await,
         None => std::future::pending().await,
     }
-}
-
-fn add(counts: &mut BTreeMap<String, u64>, more: BTreeMap<&'static str, u64>) {
-    for (kind, count) in more {
-        *counts.entry(kind.to_owned()).or_default() += count;
-    }
-}
-
-/// Whether a setting could not be written because a container's /proc/sys is read-only.
-fn is_read_only(failure: &Failure) -> bool {
-    matches!(failure.change, Change::SetSysctl(..)) && failure.error.errno() == Some(Errno::ROFS)
-}
-
-/// Whether a change is about the node itself, without which it carries no traffic at all.
-fn concerns_node(change: &Change) -> bool {
-    matches!(
-        change,
-        Change::CreateLink(_)
-            | Change::DeleteLink(_)
-            | Change::SetMtu(..)
-            | Change::SetMac(..)
-            | Change::SetUp(_)
-            | Change::AddAddress(..)
-            | Change::SetTable(_)
-    )
-}
-
-/// One line for each node that came, went or changed.
-fn log_peers(before: &LeaseSet, after: &LeaseSet, own: Subnets) {
-    for lease in after.iter().filter(|lease| lease.subnets != own) {
-        let verb = if before.get(&lease.subnets).is_some() { "changed" } else { "came" };
-        let at = addresses(lease);
-        tracing::info!(subnets = %lease.subnets, at, "a node {verb}");
-    }
-    for lease in before.iter().filter(|lease| lease.subnets != own && after.get(&lease.subnets).is_none()) {
-        tracing::info!(subnets = %lease.subnets, at = addresses(lease), "a node left");
-    }
-}
-
-fn addresses(lease: &Lease) -> String {
-    let addresses: Vec<_> = lease.attributes.public_addresses().map(|ip| ip.to_string()).collect();
-    addresses.join(" ")
-}
-
-/// The text of a change without the body of a table.
-pub(crate) fn first_line(change: &Change) -> String {
-    if let Change::SetTable(table) = change {
-        return format!("nft replace table {}", table.name);
-    }
-    change.to_string()
-}
-
-/// A random number from 0 to 1.
-pub(crate) fn jitter() -> f64 {
-    let random = RandomState::new().hash_one(0u8);
-    random as f64 / u64::MAX as f64
 }
 
 #[cfg(test)]

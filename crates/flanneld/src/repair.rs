@@ -1,13 +1,12 @@
-//! Words for what was found wrong in the kernel, and for what to do about what it refuses.
+//! What changes and their failures mean: words for what was found wrong in the kernel, whom it concerns
+//! that the kernel refuses something, and what to do about that.
 
 use std::collections::BTreeMap;
 
 use fabric::dataplane::Change;
 use fabric::status::{Repair, UnixSeconds};
-use kernel::KernelError;
+use kernel::{Failure, KernelError};
 use rustix::io::Errno;
-
-use crate::reconcile::first_line;
 
 /// What was put right, one entry for each kind of change.
 pub fn repairs(changes: &[&Change], at: UnixSeconds) -> Vec<Repair> {
@@ -51,6 +50,48 @@ pub fn repairs(changes: &[&Change], at: UnixSeconds) -> Vec<Repair> {
         }
     }
     kinds.into_values().collect()
+}
+
+/// The text of a change without the body of a table.
+pub(crate) fn first_line(change: &Change) -> String {
+    if let Change::SetTable(table) = change {
+        return format!("nft replace table {}", table.name);
+    }
+    change.to_string()
+}
+
+/// Whether a change is about the node itself, without which it carries no traffic at all.
+pub(crate) fn concerns_node(change: &Change) -> bool {
+    matches!(
+        change,
+        Change::CreateLink(_)
+            | Change::DeleteLink(_)
+            | Change::SetMtu(..)
+            | Change::SetMac(..)
+            | Change::SetUp(_)
+            | Change::AddAddress(..)
+            | Change::SetTable(_)
+    )
+}
+
+/// Whom it harms that the kernel refused changes, from the least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Harm {
+    None,
+    /// Some peers.
+    Peers,
+    /// The node as a whole.
+    Node,
+}
+
+pub(crate) fn harm(failures: &[Failure]) -> Harm {
+    let of = |failure: &Failure| if concerns_node(&failure.change) { Harm::Node } else { Harm::Peers };
+    failures.iter().map(of).max().unwrap_or(Harm::None)
+}
+
+/// Whether a setting could not be written because a container's /proc/sys is read-only.
+pub(crate) fn is_read_only(failure: &Failure) -> bool {
+    matches!(failure.change, Change::SetSysctl(..)) && failure.error.errno() == Some(Errno::ROFS)
 }
 
 /// What an operator can do about a refusal; empty where we do not know better than the error.

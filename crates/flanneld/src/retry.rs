@@ -2,11 +2,10 @@
 //! in the log.
 
 use std::fmt::Display;
+use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use tokio::time::Instant;
-
-use crate::reconcile::jitter;
 
 const FIRST: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(5);
@@ -45,6 +44,12 @@ impl Retry {
         self.longest = longest;
         self.pause = self.pause.min(longest);
     }
+}
+
+/// A random number from 0 to 1.
+pub(crate) fn jitter() -> f64 {
+    let random = RandomState::new().hash_one(0u8);
+    random as f64 / u64::MAX as f64
 }
 
 #[cfg(test)]

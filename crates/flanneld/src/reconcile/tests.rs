@@ -1,15 +1,15 @@
 //! The loop on a kernel in memory, with the clock paused: hours pass in milliseconds.
 
 use std::net::Ipv4Addr;
-use std::sync::{Mutex, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 
 use fabric::Mac;
 use fabric::backend::VtepMacs;
 use fabric::config::NetworkConfig;
-use fabric::dataplane::Route;
+use fabric::dataplane::{Change, Route};
 use fabric::firewall::SourcePorts;
 use fabric::host::{ExternalInterface, Host};
-use fabric::lease::Attributes;
+use fabric::lease::{Attributes, Lease, Subnets};
 use fabric::ownership;
 use fabric::plan::{Masquerade, Options};
 use fabric::status::Status;
