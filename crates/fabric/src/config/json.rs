@@ -25,16 +25,12 @@ pub(crate) struct Field<'a> {
 ///
 /// Go folds by Unicode, in which two letters outside ASCII fold into it (long s, Kelvin sign).
 pub(crate) fn same_key(name: &str, key: &str) -> bool {
-    let fold = |text: &str| -> Vec<char> {
-        text.chars()
-            .map(|c| match c {
-                '\u{17f}' => 's',
-                '\u{212a}' => 'k',
-                other => other.to_ascii_lowercase(),
-            })
-            .collect()
+    let fold = |c: char| match c {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        other => other.to_ascii_lowercase(),
     };
-    fold(name) == fold(key)
+    name.chars().map(fold).eq(key.chars().map(fold))
 }
 
 impl Object {

@@ -1,5 +1,6 @@
 //! The difference between what is and what should be.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -179,17 +180,17 @@ impl Difference<'_> {
     }
 
     fn neighbors(&mut self) {
-        for ((link, ip), mac) in &self.wanted.neighbors {
+        let (wanted, observed) = (self.wanted.neighbors.iter(), self.observed.neighbors.iter());
+        for ((link, ip), wanted, is) in side_by_side(wanted, observed) {
             let kept = !self.gone(link) && !self.readdressed.contains(link);
-            if !kept || self.observed.neighbors.get(&(*link, *ip)) != Some(mac) {
-                self.changes.push(Change::SetNeighbor(*link, *ip, *mac));
-            }
-        }
-        for (link, ip) in self.observed.neighbors.keys() {
-            let kept = !self.gone(link) && !self.readdressed.contains(link);
-            let wanted = self.wanted.neighbors.contains_key(&(*link, *ip));
-            if !wanted && kept && self.ownership.owns_link(link) {
-                self.removals.push(Change::RemoveNeighbor(*link, *ip));
+            match (wanted, is.filter(|_| kept)) {
+                (Some(mac), is) if is != Some(mac) => {
+                    self.changes.push(Change::SetNeighbor(*link, *ip, *mac));
+                }
+                (None, Some(_)) if self.ownership.owns_link(link) => {
+                    self.removals.push(Change::RemoveNeighbor(*link, *ip));
+                }
+                _ => {}
             }
         }
     }
@@ -200,8 +201,10 @@ impl Difference<'_> {
                 self.changes.push(Change::SetFdb(*link, *mac, *to));
                 continue;
             }
-            let mut others: Vec<_> = self.destinations(link, mac).filter(|is| is != to).collect();
-            let present = self.observed.fdb.contains(&(*link, *mac, *to));
+            let (mut present, mut others) = (false, Vec::new());
+            for is in self.destinations(link, mac) {
+                if is == *to { present = true } else { others.push(is) }
+            }
             if !present {
                 // Setting a MAC's entry replaces one of its destinations.
                 others.pop();
@@ -234,25 +237,26 @@ impl Difference<'_> {
     /// they can be made anew (replacing one in use costs O(routes) each).
     fn next_hops(&mut self) -> BTreeSet<u32> {
         let mut stale = BTreeSet::new();
-        for (id, next_hop) in &self.wanted.next_hops {
-            match self.observed.next_hops.get(id) {
-                Some(is) if is == next_hop && !self.gone(&next_hop.link) => {}
-                Some(is) => {
-                    stale.insert(*id);
-                    if !self.gone(&is.link) {
+        let of_others: BTreeSet<u32> =
+            self.observed.routes.iter().filter(|route| !self.owns(route)).filter_map(object).collect();
+        let (wanted, observed) = (self.wanted.next_hops.iter(), self.observed.next_hops.iter());
+        for (id, wanted, is) in side_by_side(wanted, observed) {
+            match (wanted, is) {
+                (Some(next_hop), Some(is)) if is == next_hop && !self.gone(&is.link) => {}
+                (Some(next_hop), is) => {
+                    stale.extend(is.map(|_| *id));
+                    if is.is_some_and(|is| !self.gone(&is.link)) {
                         self.changes.push(Change::RemoveNextHop(*id));
                     }
                     self.changes.push(Change::AddNextHop(*id, *next_hop));
                 }
-                None => self.changes.push(Change::AddNextHop(*id, *next_hop)),
-            }
-        }
-        let of_others: BTreeSet<u32> =
-            self.observed.routes.iter().filter(|route| !self.owns(route)).filter_map(object).collect();
-        for (id, is) in &self.observed.next_hops {
-            let ours = self.ownership.owns_link(&is.link) || !of_others.contains(id);
-            if ours && !self.wanted.next_hops.contains_key(id) && !self.gone(&is.link) {
-                self.removals.push(Change::RemoveNextHop(*id));
+                (None, Some(is)) => {
+                    let ours = self.ownership.owns_link(&is.link) || !of_others.contains(id);
+                    if ours && !self.gone(&is.link) {
+                        self.removals.push(Change::RemoveNextHop(*id));
+                    }
+                }
+                (None, None) => {}
             }
         }
         stale
@@ -282,17 +286,21 @@ impl Difference<'_> {
             _ => !lost(route),
         };
         let key = |route: &Route| (route.destination, route.metric);
-        let wanted_keys: BTreeSet<_> = wanted.routes.iter().map(key).collect();
-        let mut there: BTreeMap<_, Vec<&Route>> = BTreeMap::new();
-        for route in &observed.routes {
-            if wanted_keys.contains(&key(route)) && !lost(route) {
-                there.entry(key(route)).or_default().push(route);
+        // In order, as the set is.
+        let wanted_keys: Vec<_> = wanted.routes.iter().map(key).collect();
+        let mut others: BTreeMap<_, Vec<&Route>> = BTreeMap::new();
+        for route in observed.routes.difference(&wanted.routes).filter(|route| !lost(route)) {
+            if wanted_keys.binary_search(&key(route)).is_ok() {
+                others.entry(key(route)).or_default().push(route);
+            } else if self.owns(route) {
+                self.removals.push(Change::RemoveRoute(*route));
             }
         }
-        for route in &wanted.routes {
-            let there = there.get(&key(route)).map_or(&[][..], Vec::as_slice);
-            let present = there.contains(&route) && sure(route);
-            let mut others: Vec<&Route> = there.iter().copied().filter(|is| *is != route).collect();
+        let (each_wanted, each_observed) = (wanted.routes.iter(), observed.routes.iter());
+        let both = side_by_side(each_wanted.map(|route| (route, ())), each_observed.map(|route| (route, ())));
+        for (route, is) in both.filter_map(|(route, wanted, is)| wanted.map(|()| (route, is))) {
+            let present = is.is_some() && sure(route);
+            let mut others = others.remove(&key(route)).unwrap_or_default();
             // Replacing acts on one route of a key, without a moment in which there is none.
             if !present && !others.iter().any(|other| blocks(other, route, wanted)) {
                 others.pop();
@@ -300,11 +308,6 @@ impl Difference<'_> {
             self.changes.extend(others.into_iter().map(|other| Change::RemoveRoute(*other)));
             if !present {
                 self.changes.push(Change::SetRoute(*route));
-            }
-        }
-        for route in &observed.routes {
-            if !wanted_keys.contains(&key(route)) && !lost(route) && self.owns(route) {
-                self.removals.push(Change::RemoveRoute(*route));
             }
         }
     }
@@ -334,6 +337,29 @@ impl Difference<'_> {
             self.removals.extend(left.map(|net| Change::RetractForward(*net)));
         }
     }
+}
+
+/// Two ordered lists side by side: each key that is in either, with what it has there. To look every
+/// key of one up in the other takes several times as long, with thousands of them.
+fn side_by_side<K: Ord, A, B>(
+    left: impl Iterator<Item = (K, A)>,
+    right: impl Iterator<Item = (K, B)>,
+) -> impl Iterator<Item = (K, Option<A>, Option<B>)> {
+    let (mut left, mut right) = (left.peekable(), right.peekable());
+    std::iter::from_fn(move || {
+        let order = match (left.peek(), right.peek()) {
+            (Some((left, _)), Some((right, _))) => left.cmp(right),
+            (Some(_), None) => Ordering::Less,
+            (None, _) => Ordering::Greater,
+        };
+        let from_left = if order.is_le() { left.next() } else { None };
+        let from_right = if order.is_ge() { right.next() } else { None };
+        match (from_left, from_right) {
+            (Some((key, left)), right) => Some((key, Some(left), right.map(|(_, right)| right))),
+            (None, Some((key, right))) => Some((key, None, Some(right))),
+            (None, None) => None,
+        }
+    })
 }
 
 /// The next-hop object that a route names.
