@@ -14,6 +14,7 @@ mod links;
 mod monitor;
 #[path = "../firewall/namespace.rs"]
 mod namespace;
+mod offload;
 mod reconcile;
 mod scale;
 mod tun;
