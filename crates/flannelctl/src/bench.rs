@@ -27,6 +27,9 @@ pub(crate) struct Bench {
     /// Octets of payload in a datagram; what is larger than the MTU carries is sent in fragments.
     #[arg(long, default_value_t = 1300, value_parser = clap::value_parser!(u64).range(1..=65_507))]
     octets: u64,
+    /// How many datagrams a second are sent in the measurement of a steady load.
+    #[arg(long, default_value_t = 30_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    rate: u32,
 }
 
 pub(crate) fn run(bench: &Bench, out: &mut Output) -> Result<ExitCode> {
@@ -48,6 +51,7 @@ pub(crate) fn run(bench: &Bench, out: &mut Output) -> Result<ExitCode> {
         ("many streams back", Load::Receive(streams)),
         ("requests", Load::Requests),
         ("datagrams", Load::Datagrams(octets)),
+        ("steady datagrams", Load::Paced(octets, bench.rate)),
     ];
     let mut json = serde_json::Map::new();
     let mut table = Vec::new();
@@ -76,7 +80,9 @@ fn words(load: Load, measured: &Measured) -> String {
         Load::Requests => {
             format!("{requests_per_second:.0} /s, p50 {p50_microseconds:.0} µs, p99 {p99_microseconds:.0} µs")
         }
-        Load::Datagrams(_) => format!("{datagrams_per_second:.0} /s, {:.1} % lost", lost * 100.0),
+        Load::Datagrams(_) | Load::Paced(..) => {
+            format!("{datagrams_per_second:.0} /s, {:.1} % lost", lost * 100.0)
+        }
     }
 }
 

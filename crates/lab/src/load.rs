@@ -40,6 +40,8 @@ pub enum Load {
     Requests,
     /// Datagrams with so many octets of payload, as fast as they can be sent.
     Datagrams(usize),
+    /// Datagrams with so many octets of payload, so many a second, evenly.
+    Paced(usize, u32),
 }
 
 /// What came of it. Figures that a load does not have are zero.
@@ -152,7 +154,8 @@ pub fn measure(server: SocketAddr, load: Load, time: Duration) -> Result<Measure
         Load::Send(streams) => in_parallel(streams, || send(server, time)),
         Load::Receive(streams) => in_parallel(streams, || receive(server, time)),
         Load::Requests => requests(server, time),
-        Load::Datagrams(octets) => datagrams(server, octets, time),
+        Load::Datagrams(octets) => datagrams(server, octets, time, &mut flood()),
+        Load::Paced(octets, rate) => datagrams(server, octets, time, &mut paced(rate)),
     }
     .with_context(doing)?;
     measured.processor_seconds = (busy_time() - processor).max(0.0);
@@ -215,7 +218,12 @@ fn requests(server: SocketAddr, time: Duration) -> Result<Measured> {
     })
 }
 
-fn datagrams(server: SocketAddr, octets: usize, time: Duration) -> Result<Measured> {
+fn datagrams(
+    server: SocketAddr,
+    octets: usize,
+    time: Duration,
+    due: &mut dyn FnMut(Duration) -> u32,
+) -> Result<Measured> {
     let mut control = dial(server, "datagrams")?;
     let mut port = [0; 2];
     control.read_exact(&mut port)?;
@@ -225,8 +233,7 @@ fn datagrams(server: SocketAddr, octets: usize, time: Duration) -> Result<Measur
     socket.connect(SocketAddr::new(server.ip(), u16::from_be_bytes(port)))?;
     let (began, mut sent, payload) = (Instant::now(), 0u64, vec![0; octets]);
     while began.elapsed() < time {
-        // Looked at the clock for every one, the clock would be what is measured.
-        for _ in 0..32 {
+        for _ in 0..due(began.elapsed()) {
             match socket.send(&payload) {
                 Ok(_) => sent += 1,
                 // The queue of the device is full: that one is lost, as on a wire.
@@ -249,6 +256,29 @@ fn datagrams(server: SocketAddr, octets: usize, time: Duration) -> Result<Measur
         lost: (sent - seen) as f64 / sent.max(1) as f64,
         ..Measured::default()
     })
+}
+
+/// As many as there is time for: looked at the clock for every one, the clock would be what is measured.
+fn flood() -> impl FnMut(Duration) -> u32 {
+    |_| 32
+}
+
+/// So many a second. Waits until some are due; a sender that was kept from sending does not make up for more
+/// than a few of what it missed, or it would be its own burst that is lost.
+fn paced(rate: u32) -> impl FnMut(Duration) -> u32 {
+    const BURST: u64 = 16;
+    let mut done = 0u64;
+    move |now| {
+        let due = (now.as_secs_f64() * f64::from(rate)) as u64;
+        let some = due.saturating_sub(done).min(BURST);
+        done = due;
+        if some == 0 {
+            thread::sleep(
+                Duration::from_secs_f64(0.5 / f64::from(rate.max(1))).min(Duration::from_millis(10)),
+            );
+        }
+        some as u32
+    }
 }
 
 /// Writes for so long, and ends.
@@ -321,6 +351,19 @@ mod tests {
         let measured = measure(server(), Load::Datagrams(1300), MOMENT).unwrap();
         assert!(measured.datagrams_per_second > 0.0, "{measured:?}");
         assert!((0.0..1.0).contains(&measured.lost), "{measured:?}");
+        let measured = measure(server(), Load::Paced(1300, 1000), MOMENT).unwrap();
+        assert!(
+            measured.datagrams_per_second > 0.0 && measured.datagrams_per_second <= 1000.0,
+            "{measured:?}"
+        );
+    }
+
+    #[test]
+    fn a_pace_is_kept_and_what_was_missed_is_made_up_for_in_part() {
+        let mut due = paced(1000);
+        let at = Duration::from_millis;
+        assert_eq!([due(at(0)), due(at(1)), due(at(1)), due(at(5))], [0, 1, 0, 4]);
+        assert_eq!([due(at(505)), due(at(506))], [16, 1], "half a second missed");
     }
 
     #[test]
