@@ -59,7 +59,7 @@ pub fn packets(data: &[u8]) {
         incoming.take(slot, (length, segment), from, &inward, &counters);
         slot += 1;
     }
-    incoming.seal(&inward);
+    incoming.seal();
     let mut frames = vec![data.to_vec()];
     for (virtio, packets, length, pieces) in incoming.frames() {
         let mut octets: Vec<u8> = pieces.flatten().copied().collect();

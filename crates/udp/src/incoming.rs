@@ -138,7 +138,8 @@ impl Incoming {
         }
         if !inward.trusting {
             if *known != Some(header.source) {
-                if inward.table.node(header.source) != Some(from) {
+                // A node speaks for its pods, and for itself.
+                if header.source != from && inward.table.node(header.source) != Some(from) {
                     return Err(Reason::Spoofed);
                 }
                 *known = Some(header.source);
@@ -197,10 +198,6 @@ impl Incoming {
             .filter(|flow| flow.begins(octets))
             .map(|flow| Flow { sequence: flow.sequence.wrapping_add(flow.size as u32), ..flow });
         frame.virtio = Virtio::default();
-        if let Some(flow) = flow {
-            let place = if flow.header.protocol == TCP { 16 } else { 6 };
-            frame.virtio.checksum = Some((flow.header.payload as u16, place));
-        }
         frame.length = packet.len();
         frame.pieces.clear();
         frame.pieces.push(packet);
@@ -253,6 +250,8 @@ impl Incoming {
             (_, false) => SegmentKind::TcpV6,
         };
         let headers = flow.headers as u16;
+        let place = if flow.header.protocol == TCP { 16 } else { 6 };
+        frame.virtio.checksum = Some((flow.header.payload as u16, place));
         frame.virtio.segments = Some(Segments { kind, size: open.size as u16, headers });
         frame.length += payload.len();
         open.sequence = open.sequence.wrapping_add(payload.len() as u32);
@@ -268,32 +267,31 @@ impl Incoming {
         }
     }
 
-    /// Makes the frames ready to be written: lengths and checksums.
-    pub(crate) fn seal(&mut self, inward: &Inward<'_>) {
+    /// Makes the frames that were put together ready to be written: lengths and checksums.
+    pub(crate) fn seal(&mut self) {
         for frame in &mut self.frames[..self.used] {
-            let Some((start, place)) = frame.virtio.checksum.filter(|_| inward.virtio) else { continue };
+            let Some((start, place)) = frame.virtio.checksum else { continue };
             let packet = &mut self.octets[frame.pieces[0].clone()];
             let start = usize::from(start);
             let upper = frame.length - start;
             let (ip, above) = packet.split_at_mut(start);
-            let joined = frame.pieces.len() > 1;
-            let ipv4 = ip[0] >> 4 == 4;
-            if joined && ipv4 {
+            let addresses = if ip[0] >> 4 == 4 {
                 ip[2..4].copy_from_slice(&(frame.length as u16).to_be_bytes());
                 ip[10..12].fill(0);
                 let checksum = Sum::default().add(ip).checksum();
                 ip[10..12].copy_from_slice(&checksum);
-            } else if joined {
+                Sum::default().add(&ip[12..20])
+            } else {
                 ip[4..6].copy_from_slice(&((frame.length - IPV6_HEADER) as u16).to_be_bytes());
-            }
+                Sum::default().add(&ip[8..40])
+            };
             let protocol = if place == 16 { TCP } else { UDP };
-            if joined && protocol == UDP {
+            if protocol == UDP {
                 above[4..6].copy_from_slice(&(upper as u16).to_be_bytes());
             }
-            // The checksum was right: the kernel need not look again, and completes it where it is
-            // wanted. Until then the field holds the sum of the pseudo header.
-            let addresses =
-                if ipv4 { Sum::default().add(&ip[12..20]) } else { Sum::default().add(&ip[8..40]) };
+            // The checksums were right: the kernel need not look again, and completes this one where it is
+            // wanted. Until then the field holds the sum of the pseudo header. A packet that stayed alone
+            // keeps its own, for the kernel would quote the unfinished one in ICMP errors about it.
             let partial = addresses.add_u16(u16::from(protocol)).add_u16(upper as u16).partial();
             let place = usize::from(place);
             above[place..place + 2].copy_from_slice(&partial);

@@ -48,7 +48,7 @@ impl Receiver {
                 let Some(from) = message.from else { continue };
                 incoming.take(slot, (message.length, message.segment), from, &inward, &self.counters);
             }
-            incoming.seal(&inward);
+            incoming.seal();
             self.write(&incoming)?;
             incoming.clear();
         }

@@ -160,7 +160,7 @@ pub(crate) fn receive_as(
             let segment = if datagrams.len() > 1 { datagrams[0].len() } else { 0 };
             incoming.take(slot, (octets.len(), segment), *from, inward, &counters);
         }
-        incoming.seal(inward);
+        incoming.seal();
         for (virtio, packets, length, pieces) in incoming.frames() {
             let octets: Vec<u8> = pieces.flatten().copied().collect();
             assert_eq!(octets.len(), length);

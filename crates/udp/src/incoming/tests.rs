@@ -207,6 +207,31 @@ fn what_cannot_be_checked_is_left_to_its_receiver() {
     }
 }
 
+/// An unfinished checksum would show in the ICMP errors that quote the packet.
+#[test]
+fn a_packet_by_itself_is_passed_on_as_it_came() {
+    for ipv4 in [true, false] {
+        let (a, b) = (pod(1, 2, ipv4), pod(2, 3, ipv4));
+        for before in [sample::udp(a, b, 1, b"hello"), sample::tcp(a, b, 1, 1, ACKED, b"hello")] {
+            let (frames, _) = receive(&one(before.clone()));
+            assert_eq!(frames[0][..10], [0; 10], "nothing is left to do");
+            let upper = Header::read(&before).unwrap().payload;
+            assert_eq!(packet(&frames[0])[upper..], before[upper..]);
+        }
+    }
+}
+
+#[test]
+fn a_node_speaks_for_itself_as_well_as_for_its_pods() {
+    for ipv4 in [true, false] {
+        let packet = |source| sample::udp(source, pod(2, 3, ipv4), 1, b"x");
+        let of_the_host = (node(1, ipv4), vec![packet(node(1, ipv4))]);
+        let of_another = (node(1, ipv4), vec![packet(node(3, ipv4))]);
+        let (frames, traffic) = receive(&[of_the_host, of_another]);
+        assert_eq!((frames.len(), traffic.dropped(Reason::Spoofed)), (1, 1));
+    }
+}
+
 #[test]
 fn larger_packets_than_the_device_has_are_passed_on_and_noted() {
     let datagram = sample::udp(pod(1, 2, true), pod(2, 3, true), 1, &[0; 3000]);
@@ -330,14 +355,16 @@ proptest! {
     ) {
         let (a, b) = (pod(1, 2, ipv4), pod(2, 3, ipv4));
         let whole = if udp { sample::udp(a, b, id, &data) } else { sample::tcp(a, b, id, 99, flags, &data) };
-        let before = frame(whole, size);
+        let before = frame(whole.clone(), size);
+        // One that needs no cutting goes out complete, and is left so.
+        let after = if data.len() > usize::from(size) { packet(&before) } else { &whole };
         let sent = crate::rig::send(std::slice::from_ref(&before), true);
         let messages: Vec<_> = sent.messages.into_iter().map(|(_, datagrams)| (node(1, ipv4), datagrams)).collect();
         let (frames, _) = receive(&messages);
         prop_assert_eq!(frames.len(), 1);
         let identified = |frame: &[u8]| if ipv4 { frame[14..16].to_vec() } else { vec![] };
         prop_assert_eq!(identified(&frames[0]), identified(&before));
-        prop_assert_eq!(comparable(packet(&frames[0]).to_vec(), 0), comparable(packet(&before).to_vec(), 2));
+        prop_assert_eq!(comparable(packet(&frames[0]).to_vec(), 0), comparable(after.to_vec(), 2));
     }
 
     /// Whatever comes, nothing panics, and what is passed on is what could be read.
@@ -361,7 +388,7 @@ proptest! {
             incoming.room()[slot * SLOT..][..octets.len()].copy_from_slice(octets);
             incoming.take(slot, (octets.len(), *segment), node(1, true), &inward, &counters);
         }
-        incoming.seal(&inward);
+        incoming.seal();
         for (_, _, length, pieces) in incoming.frames() {
             prop_assert_eq!(pieces.map(<[u8]>::len).sum::<usize>(), length);
         }
