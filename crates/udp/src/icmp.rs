@@ -49,6 +49,14 @@ pub(crate) fn answer(
     }
 }
 
+/// Source and destination of the packet that an answer is about.
+pub(crate) fn quoted_ends(answer: &[u8]) -> Option<&[u8]> {
+    match answer.first()? >> 4 {
+        4 => answer.get(IPV4_HEADER + 8 + 12..IPV4_HEADER + 8 + 20),
+        _ => answer.get(IPV6_HEADER + 8 + 8..IPV6_HEADER + 8 + 40),
+    }
+}
+
 /// Whether a packet is ICMP that gets no answer: an error, or whatever the original leaves unanswered.
 fn is_not_answered(why: Unreachable, packet: &[u8], header: &Header) -> bool {
     let kind = packet.get(header.payload).copied().unwrap_or(0);

@@ -30,6 +30,9 @@ pub(crate) const MOST_SEGMENTS: usize = 64;
 /// The most octets of one call: what a UDP datagram in IPv4 may hold.
 const MOST_OCTETS: usize = 65_507;
 
+/// The smallest MTU that a path may have in IPv6 (RFC 8200 §5).
+const SMALLEST_IPV6_MTU: usize = 1280;
+
 /// What was read from the device and is to be sent.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
@@ -259,17 +262,21 @@ impl Outgoing {
     pub(crate) fn too_big(&mut self, datagram: &Bundle, mtu: usize, table: &Table) -> TooBig {
         let packet: Vec<u8> = self.pieces(datagram).flatten().copied().collect();
         let Ok(header) = Header::read(&packet) else { return TooBig::Told };
-        if header.is_ipv4() && packet[6] & 0x40 == 0 {
+        let fragmentable = match header.is_ipv4() {
+            true => packet[6] & 0x40 == 0,
+            // No link may carry less, and no sender need send less (RFC 8200 §5): a tunnel cuts.
+            false => packet.len() <= SMALLEST_IPV6_MTU,
+        };
+        if fragmentable {
             return TooBig::MayBeFragmented;
         }
         let own = own_address(table, header.source);
+        let mtu = if header.is_ipv4() { mtu } else { mtu.max(SMALLEST_IPV6_MTU) };
         let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
         let answer = icmp::answer(Unreachable::TooBig(mtu), &packet, &header, own);
         // One answer does for all that were cut out of one packet.
-        let same = |said: &Vec<u8>| {
-            answer.as_ref().is_some_and(|answer| said.len() == answer.len() && said[..20] == answer[..20])
-        };
-        if !self.answers.last().is_some_and(same) {
+        let last = self.answers.last().map(|last| icmp::quoted_ends(last));
+        if last.is_none() || last != answer.as_deref().map(icmp::quoted_ends) {
             self.answers.extend(answer);
         }
         TooBig::Told
@@ -315,9 +322,9 @@ fn complete(packet: &mut [u8], header: &Header, virtio: Virtio) -> Result<(), Re
     if start < header.payload || place + 2 > packet.len() {
         return Err(Reason::Malformed);
     }
-    // The field holds the sum of the pseudo header, which is part of what is summed.
-    let sum = Sum::default().add(&packet[start..]);
-    let checksum = if header.protocol == UDP { sum.nonzero_checksum() } else { sum.checksum() };
+    // The field holds the sum of the pseudo header, which is part of what is summed. Zero would mean that
+    // there is none, in UDP, which this may be or have in it; the others take either zero.
+    let checksum = Sum::default().add(&packet[start..]).nonzero_checksum();
     packet[place..place + 2].copy_from_slice(&checksum);
     Ok(())
 }

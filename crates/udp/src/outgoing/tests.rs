@@ -100,8 +100,14 @@ fn a_checksum_that_comes_out_as_zero_is_written_as_its_other_zero() {
         data[..2].copy_from_slice(&number.to_be_bytes());
         let datagram = sample::udp(a, b, 1, &data);
         if datagram[26..28] == [0xff, 0xff] {
-            let sent = send(&[frame(datagram, 0)], true).datagrams();
-            assert_eq!(sent[0][26..28], [0xff, 0xff]);
+            let whole = frame(datagram, 0);
+            assert_eq!(send(std::slice::from_ref(&whole), true).datagrams()[0][26..28], [0xff, 0xff]);
+            // The same in another packet, whose protocol says nothing of it.
+            let (virtio, inner) = whole.split_at(crate::virtio::LENGTH);
+            let (start, place) = Virtio::read(virtio.first_chunk().unwrap()).unwrap().checksum.unwrap();
+            let mut outer = Virtio { checksum: Some((start + 20, place)), segments: None }.write().to_vec();
+            outer.extend(sample::ip(a, b, 4, 1, inner));
+            assert_eq!(send(&[outer], true).datagrams()[0][46..48], [0xff, 0xff]);
             return;
         }
     }
@@ -175,6 +181,41 @@ fn a_packet_that_does_not_fit_the_path_is_answered_or_may_be_cut() {
     let answers: Vec<Vec<u8>> = outgoing.answers().collect();
     assert_eq!(answers.len(), 1, "one answer for the packets of one stream");
     assert_eq!((&answers[0][20..22], &answers[0][26..28]), (&[3, 4][..], &1372u16.to_be_bytes()[..]));
+}
+
+/// What is made of packets to `ends` when the path carries `path` octets, and the answers.
+fn too_big(packets: Vec<Vec<u8>>, path: usize) -> (Vec<TooBig>, Vec<Vec<u8>>) {
+    let mut outgoing = Outgoing::new();
+    let peers = rig::peers(1);
+    let mut view = peers.view();
+    let outward = Outward { table: view.load(), families: BOTH, virtio: true, segmentation: true };
+    for packet in packets.into_iter().map(|packet| frame(packet, 0)) {
+        outgoing.room().unwrap()[..packet.len()].copy_from_slice(&packet);
+        outgoing.take(packet.len(), &outward, &Counters::default());
+    }
+    let bundles = outgoing.bundles().to_vec();
+    let datagrams: Vec<Bundle> = bundles.iter().flat_map(|bundle| outgoing.datagrams(bundle)).collect();
+    let told = datagrams.iter().map(|datagram| outgoing.too_big(datagram, path, outward.table)).collect();
+    (told, outgoing.answers().collect())
+}
+
+#[test]
+fn each_destination_that_takes_less_is_named() {
+    for ipv4 in [true, false] {
+        let to = |node, n| sample::udp(pod(1, 2, ipv4), pod(node, n, ipv4), 5, &payload(1400));
+        let (told, answers) = too_big(vec![to(2, 3), to(2, 3), to(2, 4), to(3, 3)], 1372);
+        assert_eq!(told, [TooBig::Told; 4]);
+        assert_eq!(answers.len(), 3, "the second packet asks what the first one asked");
+    }
+}
+
+/// A path of 1280 octets is the narrowest that there may be, and 48 less is left in it.
+#[test]
+fn the_smallest_mtu_of_ipv6_is_carried_over_every_path() {
+    let of = |length: usize| sample::udp(pod(1, 2, false), pod(2, 3, false), 5, &payload(length - 48));
+    let (told, answers) = too_big(vec![of(1280), of(1281)], 1232);
+    assert_eq!(told, [TooBig::MayBeFragmented, TooBig::Told]);
+    assert_eq!(answers[0][44..48], 1280u32.to_be_bytes(), "less would not be believed");
 }
 
 #[test]
