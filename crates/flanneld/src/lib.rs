@@ -4,12 +4,15 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`flags`], [`settings`] | what was typed, and what that means |
+//! | [`daemon`], [`instance`] | the process around the node, one on each machine |
+//! | [`node`], [`start`] | from the network configuration to a running node |
 //! | [`interface`], [`surroundings`], [`external`] | the way to the other nodes: decided, read, followed |
-//! | [`node`] | from the network configuration to a running node |
 //! | [`own_lease`], [`vtep_mac`], [`snapshot`] | what this node keeps |
-//! | [`reconcile`], [`schedule`], [`repair`], [`notifications`] | the kernel follows the leases |
+//! | [`reconcile`], `pass`, [`schedule`], [`repair`], [`notifications`] | the kernel follows the leases |
+//! | [`tunnel`] | the data path of the `udp` backend |
+//! | [`take_over`], [`old_bridge`], [`firewall`] | what others left or have on the host |
 //! | [`kubernetes`], [`availability`] | what Kubernetes is told beside the lease |
-//! | [`board`], [`health`], [`notify`], [`logging`] | how others see it |
+//! | [`board`], [`store_health`], [`health`], [`metrics`], [`notify`], [`logging`] | how others see it |
 #![forbid(unsafe_code)]
 
 pub mod addresses;
@@ -38,7 +41,10 @@ pub mod retry;
 pub mod schedule;
 pub mod settings;
 pub mod snapshot;
+pub mod start;
+pub mod store_health;
 pub mod surroundings;
+pub mod take_over;
 pub mod tunnel;
 pub mod vtep_mac;
 pub mod whole_file;

@@ -47,6 +47,12 @@ impl From<Kept> for Own {
 }
 
 impl Own {
+    /// The lease of the last run, until the store says more.
+    pub fn remembered(lease: &Lease) -> Own {
+        let detail = "from the last run; the store has not been reached yet".to_owned();
+        Own { lease: lease.clone(), state: LeaseState::FromSnapshot, detail, expires: None }
+    }
+
     /// As the status shows it.
     pub fn shown(&self) -> status::OwnLease {
         status::OwnLease {

@@ -1,20 +1,29 @@
 //! The leases last known to be good, on disk: what a node starts from while its store is away.
 
+use std::convert::Infallible;
 use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use fabric::backend::VtepMacs;
 use fabric::lease::{Attributes, Lease, LeaseSet, Subnets};
+use fabric::status::LeaseState;
 use serde::{Deserialize, Serialize, Serializer};
 use store::PublicAddresses;
+use tokio::sync::watch;
 
+use crate::own_lease::Own;
 use crate::whole_file;
 
 /// The form of the file; another one is not read.
 const VERSION: u32 = 1;
+/// How long the writer gathers changes.
+const GATHER: Duration = Duration::from_millis(500);
+/// After how long a snapshot that could not be written is tried again.
+const WRITE_AGAIN: Duration = Duration::from_secs(5);
 
 /// Everything that a node needs to carry on where it left off.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,8 +54,44 @@ impl Snapshot {
         Ok((snapshot.store == store).then_some(snapshot))
     }
 
+    /// Keeps the file equal to the leases until dropped, from when they are known to be good. It is
+    /// written on another thread: with ten thousand leases on a slow disk, the loop would stand still.
+    pub async fn keep(
+        self,
+        path: &Path,
+        mut leases: watch::Receiver<Option<LeaseSet>>,
+        mut own: watch::Receiver<Option<Own>>,
+    ) -> Infallible {
+        let mut failed = false;
+        loop {
+            let held = own.borrow_and_update().clone().filter(|own| own.state == LeaseState::Held);
+            let all = leases.borrow_and_update().clone();
+            let began = tokio::time::Instant::now();
+            if let (Some(own), Some(all)) = (held, all) {
+                let snapshot = Snapshot { own: own.lease, leases: all, ..self.clone() };
+                let path = path.to_owned();
+                let written = tokio::task::spawn_blocking(move || snapshot.write(&path)).await;
+                match written.unwrap_or_else(|panicked| Err(panicked.into())) {
+                    Ok(()) => failed = false,
+                    Err(error) if !failed => {
+                        failed = true;
+                        tracing::warn!("cannot keep the leases for the next start: {error:#}");
+                    }
+                    Err(_) => {}
+                }
+                // Gathers what changes together, and keeps the writing below a fiftieth of the time.
+                tokio::time::sleep(GATHER.max(began.elapsed() * 50)).await;
+            }
+            tokio::select! {
+                changed = leases.changed() => if changed.is_err() { return std::future::pending().await },
+                changed = own.changed() => if changed.is_err() { return std::future::pending().await },
+                () = tokio::time::sleep(WRITE_AGAIN), if failed => {},
+            }
+        }
+    }
+
     /// Replaces the file. To be called off the loop.
-    pub fn write(&self, path: &Path) -> anyhow::Result<()> {
+    fn write(&self, path: &Path) -> anyhow::Result<()> {
         // One that was given up on may still be at it, in the same temporary file.
         static WRITING: Mutex<()> = Mutex::new(());
         let _alone = WRITING.lock().unwrap_or_else(PoisonError::into_inner);

@@ -4,6 +4,8 @@
 //! In this order: that of the device, if it is there; that in this node's lease in the store; that
 //! in the snapshot; else a new one.
 
+use std::time::Duration;
+
 use fabric::Mac;
 use fabric::backend::{Backend, VtepMacs};
 use fabric::config::NetworkConfig;
@@ -13,9 +15,48 @@ use fabric::lease::{Attributes, Lease, LeaseSet, Subnets};
 use fabric::plan::{Intent, Options};
 use kernel::{Kernel, Scope};
 use serde_json::value::RawValue;
+use store::{Store, StoreError};
+
+use crate::start::{Origin, Start};
+
+/// How long the last run's lease is looked for in the store.
+const LOOKING_BACK: Duration = Duration::from_secs(2);
+
+/// The addresses of this node; the store is asked only where it must be.
+pub async fn find(
+    kernel: &mut impl Kernel,
+    store: &Store,
+    start: &Start,
+    (external, options): (&ExternalInterface, &Options),
+    previous: Subnets,
+) -> VtepMacs {
+    let Start { config, snapshot, from, .. } = start;
+    let mut known = vec![of_devices(kernel, config, (external, options)).unwrap_or_else(|error| {
+        tracing::warn!("cannot look for devices of the last run: {error:#}");
+        VtepMacs::default()
+    })];
+    if *from == Origin::Store && !complete(config, known[0]) {
+        let published = async {
+            Ok::<_, StoreError>(match store.kube_node() {
+                Some(node) => {
+                    let own = node.published().await?;
+                    own.map_or(VtepMacs::default(), |own| of_attributes(&own.attributes))
+                }
+                None => of_lease(&store.list().await?.leases, external, previous),
+            })
+        };
+        match tokio::time::timeout(LOOKING_BACK, published).await {
+            Ok(Ok(macs)) => known.push(macs),
+            Ok(Err(error)) => tracing::warn!(%error, "cannot look for the lease of the last run"),
+            Err(_) => tracing::warn!("no time to look for the lease of the last run"),
+        }
+    }
+    known.extend(snapshot.as_ref().map(|snapshot| snapshot.macs));
+    first_known(config, &known)
+}
 
 /// The addresses of the devices that are there.
-pub fn of_devices(
+fn of_devices(
     kernel: &mut impl Kernel,
     config: &NetworkConfig,
     (external, options): (&ExternalInterface, &Options),
@@ -43,7 +84,7 @@ pub fn of_devices(
 }
 
 /// The addresses in the lease that this node has from an earlier run.
-pub fn of_lease(leases: &LeaseSet, external: &ExternalInterface, previous: Subnets) -> VtepMacs {
+fn of_lease(leases: &LeaseSet, external: &ExternalInterface, previous: Subnets) -> VtepMacs {
     let ours = |lease: &&std::sync::Arc<Lease>| {
         let public = (lease.attributes.public_ipv4, lease.attributes.public_ipv6);
         lease.subnets == previous || public == (external.public_ipv4, external.public_ipv6)
@@ -52,7 +93,7 @@ pub fn of_lease(leases: &LeaseSet, external: &ExternalInterface, previous: Subne
 }
 
 /// The addresses that a node told the others.
-pub fn of_attributes(attributes: &Attributes) -> VtepMacs {
+fn of_attributes(attributes: &Attributes) -> VtepMacs {
     VtepMacs {
         ipv4: attributes.backend_data.as_deref().and_then(vtep_mac),
         ipv6: attributes.backend_v6_data.as_deref().and_then(vtep_mac),
@@ -60,7 +101,7 @@ pub fn of_attributes(attributes: &Attributes) -> VtepMacs {
 }
 
 /// The first that is known of each family, in order; new ones where none is.
-pub fn first_known(config: &NetworkConfig, candidates: &[VtepMacs]) -> VtepMacs {
+fn first_known(config: &NetworkConfig, candidates: &[VtepMacs]) -> VtepMacs {
     let Backend::Vxlan(vxlan) = &config.backend else { return VtepMacs::default() };
     let generate = || {
         let mut octets = [0; 6];
@@ -77,7 +118,7 @@ pub fn first_known(config: &NetworkConfig, candidates: &[VtepMacs]) -> VtepMacs 
 }
 
 /// Whether every family that needs one has one.
-pub fn complete(config: &NetworkConfig, macs: VtepMacs) -> bool {
+fn complete(config: &NetworkConfig, macs: VtepMacs) -> bool {
     !matches!(config.backend, Backend::Vxlan(_))
         || ((config.ipv4.is_none() || macs.ipv4.is_some()) && (config.ipv6.is_none() || macs.ipv6.is_some()))
 }
