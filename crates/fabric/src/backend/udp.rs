@@ -125,8 +125,10 @@ impl Udp {
         into.sysctls.insert(format!("net/ipv6/conf/{name}/accept_ra"), "0".to_owned());
         if config.ipv4.is_some() {
             // What the data path tells pods by ICMP comes from this node's own address. The kernel would
-            // take that for a forgery, and does so with what the original sends.
-            into.sysctls.insert(format!("net/ipv4/conf/{name}/accept_local"), "1".to_owned());
+            // take that for a forgery, and does so with what the original sends. Where any source is
+            // taken from anybody it must, or they could speak for this node.
+            let accept = if self.any_source { "0" } else { "1" };
+            into.sysctls.insert(format!("net/ipv4/conf/{name}/accept_local"), accept.to_owned());
         }
         let own = host.own.iter().filter(|own| config.networks().any(|net| net.contains(own)));
         into.addresses.extend(own.map(|own| (name, IpNet::from(own.network()))));
@@ -202,6 +204,17 @@ mod tests {
             with_peers.tunnel.iter().map(|(subnet, node)| format!("{subnet} {node}")).collect();
         assert_eq!(tunnel, ["10.244.2.0/24 192.168.0.2", "10.244.3.0/24 192.168.0.3"]);
         assert_eq!(Dataplane { tunnel: Default::default(), ..with_peers }, alone);
+    }
+
+    #[test]
+    fn nobody_can_speak_for_this_node_where_any_source_is_taken() {
+        let accepted = |json: &str| {
+            let sysctls = intent(json).plan(&LeaseSet::default()).dataplane.sysctls;
+            sysctls.get("net/ipv4/conf/flannel0/accept_local").cloned()
+        };
+        assert_eq!(accepted(UDP).as_deref(), Some("1"));
+        let any = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"udp","AnySource":true}}"#;
+        assert_eq!(accepted(any).as_deref(), Some("0"));
     }
 
     #[test]
