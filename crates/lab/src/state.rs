@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -126,9 +127,17 @@ fn lock(path: &Path) -> Result<File> {
     Ok(file)
 }
 
+/// A name that no lab of this process has had: whoever takes one away, its owner or a sweep, may go on
+/// removing what is below its name after somebody else has found the name free.
 fn free_name() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
     let pid = std::process::id();
-    (0..).map(|n| format!("{pid}.{n}")).find(|name| !dir(name).exists()).expect("numbers do not run out")
+    loop {
+        let name = format!("{pid}.{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        if !dir(&name).exists() {
+            return name;
+        }
+    }
 }
 
 /// A name becomes part of file and namespace names.
@@ -200,5 +209,15 @@ impl Lab {
         lab.etcd = Mutex::new(record.etcd);
         lab.stays = true;
         Ok(lab)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_is_given_twice_though_no_lab_has_it() {
+        assert_ne!(free_name(), free_name());
     }
 }
