@@ -22,6 +22,8 @@ use crate::whole_file;
 const VERSION: u32 = 1;
 /// How long the writer gathers changes.
 const GATHER: Duration = Duration::from_millis(500);
+/// How long at most, however slow the disk: what came last is lost to a node that stops meanwhile.
+const GATHER_MOST: Duration = Duration::from_secs(5);
 /// After how long a snapshot that could not be written is tried again.
 const WRITE_AGAIN: Duration = Duration::from_secs(5);
 
@@ -80,7 +82,7 @@ impl Snapshot {
                     Err(_) => {}
                 }
                 // Gathers what changes together, and keeps the writing below a fiftieth of the time.
-                tokio::time::sleep(GATHER.max(began.elapsed() * 50)).await;
+                tokio::time::sleep((began.elapsed() * 50).clamp(GATHER, GATHER_MOST)).await;
             }
             tokio::select! {
                 changed = leases.changed() => if changed.is_err() { return std::future::pending().await },
