@@ -20,7 +20,8 @@ const REPAIRS: usize = 50;
 const FAILURES: usize = 20;
 /// How long the writer gathers changes.
 const GATHER: Duration = Duration::from_millis(50);
-
+/// How long at most, however long writing takes: a file that lags behind says what is not true.
+const GATHER_MOST: Duration = Duration::from_secs(2);
 /// After how long a status that could not be written is tried again.
 const WRITE_AGAIN: Duration = Duration::from_secs(1);
 
@@ -198,7 +199,7 @@ impl Board {
                 }
                 Err(_) => {}
             }
-            tokio::time::sleep(GATHER.max(began.elapsed() * 20)).await;
+            tokio::time::sleep((began.elapsed() * 20).clamp(GATHER, GATHER_MOST)).await;
             tokio::select! {
                 // The sender lives in `self`.
                 _ = changes.changed() => {}
