@@ -317,6 +317,8 @@ pub struct DataPath {
     pub outgoing: Traffic,
     /// From other nodes to pods of this node.
     pub incoming: Traffic,
+    /// What the kernel can do for it, by the kernel's names, and whether it does.
+    pub offloads: BTreeMap<String, bool>,
 }
 
 /// What went one way.

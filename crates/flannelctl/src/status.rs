@@ -176,6 +176,11 @@ fn data_path(status: &Status, out: &mut Output) -> Result<()> {
             out.line(format!("           {} {way} larger than the MTU of pods", traffic.oversized))?;
         }
     }
+    let off: Vec<&str> =
+        data_path.offloads.iter().filter(|(_, works)| !**works).map(|(name, _)| name.as_str()).collect();
+    if !off.is_empty() {
+        out.line(format!("           without {}, so slower than it could be", off.join(", ")))?;
+    }
     Ok(())
 }
 

@@ -166,6 +166,9 @@ impl Facts {
         let oversized = ways.map(|(way, traffic)| (way.to_owned(), traffic.oversized));
         let help = "Packets carried although they are larger than the MTU of pods.";
         page.counters("flannel_datapath_oversized_packets", help, "direction", oversized)?;
+        let offloads = it.offloads.iter().map(|(name, works)| (name.as_str(), i64::from(*works)));
+        let help = "Whether the kernel does it for the data path.";
+        page.gauges("flannel_datapath_offload", help, "offload", offloads)?;
         let drops = ways.into_iter().flat_map(|(way, traffic)| {
             traffic
                 .dropped
@@ -353,21 +356,24 @@ mod tests {
     }
 
     #[test]
-    fn drops_are_told_by_direction_and_reason() {
+    fn drops_are_told_by_direction_and_reason_and_what_the_kernel_does_by_name() {
         let mut facts = facts();
         let dropped = BTreeMap::from([("no_route".to_owned(), 3)]);
         let outgoing = status::Traffic { packets: 9, octets: 900, dropped, ..Default::default() };
-        facts.status.data_path = Some(status::DataPath { outgoing, ..status::DataPath::default() });
+        let offloads = BTreeMap::from([("USO".to_owned(), false)]);
+        facts.status.data_path = Some(status::DataPath { outgoing, offloads, ..status::DataPath::default() });
         let page = render(facts);
         let drop = "\nflannel_datapath_drops_total{direction=\"outgoing\",reason=\"no_route\"} 3\n";
         assert!(page.contains(drop), "{page}");
         assert!(page.contains("\nflannel_datapath_packets_total{direction=\"incoming\"} 0\n"), "{page}");
+        assert!(page.contains("\nflannel_datapath_offload{offload=\"USO\"} 0\n"), "{page}");
     }
 
     #[test]
     fn every_metric_is_documented() {
         let mut facts = facts();
-        facts.status.data_path = Some(status::DataPath::default());
+        let offloads = BTreeMap::from([("USO".to_owned(), true)]);
+        facts.status.data_path = Some(status::DataPath { offloads, ..status::DataPath::default() });
         let document = include_str!("../../../docs/metrics.md");
         let page = render(facts);
         for name in page.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {

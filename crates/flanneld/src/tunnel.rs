@@ -18,14 +18,14 @@ use fabric::plan::Intent;
 use fabric::status;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
-use udp::{DataPath, Peers, Settings, Snapshot};
+use udp::{DataPath, Offloads, Peers, Settings, Snapshot};
 
 use crate::board::{Board, Step};
 use crate::retry::Retry;
 
 /// How often the counters are looked at.
 const LOOK: Duration = Duration::from_secs(1);
-/// How often the status file is written anew because packets were dropped.
+/// How often the status file is written anew because packets were dropped, or an offload was.
 const DROPS: Duration = Duration::from_secs(2);
 /// How often because packets were carried.
 const PACKETS: Duration = Duration::from_secs(10);
@@ -87,6 +87,13 @@ impl Tunnel {
         }
     }
 
+    /// What is shown of it; none if there is no data path.
+    fn counted(&self) -> Option<status::DataPath> {
+        let snapshot = self.snapshot()?;
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(counted(snapshot, state.path.as_ref().map(DataPath::offloads)))
+    }
+
     /// Keeps a data path open.
     async fn carry(
         &self,
@@ -145,13 +152,14 @@ impl Tunnel {
     async fn show(&self, board: &Board) -> Infallible {
         let mut shown = (Instant::now(), None);
         loop {
-            let Some(now) = self.snapshot().map(counted) else { return std::future::pending().await };
-            let drops =
-                |path: &status::DataPath| (path.outgoing.dropped.clone(), path.incoming.dropped.clone());
+            let Some(now) = self.counted() else { return std::future::pending().await };
+            let news = |path: &status::DataPath| {
+                (path.outgoing.dropped.clone(), path.incoming.dropped.clone(), path.offloads.clone())
+            };
             let before: &Option<status::DataPath> = &shown.1;
-            let drops_differ = before.as_ref().is_none_or(|before| drops(before) != drops(&now));
+            let is_news = before.as_ref().is_none_or(|before| news(before) != news(&now));
             let differs = before.as_ref() != Some(&now);
-            let patience = if drops_differ { DROPS } else { PACKETS };
+            let patience = if is_news { DROPS } else { PACKETS };
             if before.is_none() || differs && shown.0.elapsed() >= patience {
                 board.update(|status| status.data_path = Some(now.clone()));
                 shown = (Instant::now(), Some(now));
@@ -218,7 +226,7 @@ impl Tunnel {
 }
 
 /// The counters as the status has them. What the kernel drops in front of us counts with the rest.
-fn counted(snapshot: Snapshot) -> status::DataPath {
+fn counted(snapshot: Snapshot, offloads: Option<Offloads>) -> status::DataPath {
     let traffic = |traffic: &udp::Traffic, queue: u64| status::Traffic {
         packets: traffic.packets,
         octets: traffic.octets,
@@ -232,6 +240,11 @@ fn counted(snapshot: Snapshot) -> status::DataPath {
     status::DataPath {
         outgoing: traffic(&snapshot.outgoing, snapshot.device_drops),
         incoming: traffic(&snapshot.incoming, snapshot.socket_overflows),
+        offloads: offloads
+            .into_iter()
+            .flat_map(Offloads::each)
+            .map(|(name, works, _)| (name.to_owned(), works))
+            .collect(),
     }
 }
 

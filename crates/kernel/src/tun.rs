@@ -48,15 +48,14 @@ impl Offload {
 }
 
 /// Whether the kernel's driver can put a header in front of packets that says what is left to do
-/// (`struct virtio_net_hdr`); an error if there is no driver.
+/// (`struct virtio_net_hdr`); an error if there is no driver. One that cannot be asked came before the
+/// header did.
 pub fn has_virtio_header() -> Result<bool, KernelError> {
-    let doing = || "look for TUN devices".to_owned();
-    let file = open(doing)?;
+    let file = open(|| "look for TUN devices".to_owned())?;
     let mut features: c_uint = 0;
     // SAFETY: the kernel writes one unsigned int, to where the pointer leads, while this call lasts.
-    check(unsafe { libc::ioctl(file.as_raw_fd(), TUNGETFEATURES as _, &raw mut features) })
-        .map_err(|errno| KernelError::system(doing(), errno))?;
-    Ok(features & IFF_VNET_HDR as c_uint != 0)
+    let asked = check(unsafe { libc::ioctl(file.as_raw_fd(), TUNGETFEATURES as _, &raw mut features) });
+    Ok(asked.is_ok() && features & IFF_VNET_HDR as c_uint != 0)
 }
 
 /// Makes a persistent device, and sets it up.

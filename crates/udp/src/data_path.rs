@@ -71,6 +71,18 @@ pub struct Offloads {
     pub receive: bool,
 }
 
+impl Offloads {
+    /// Each with the kernel's name for it, whether it is at work, and how it goes without.
+    pub fn each(self) -> [(&'static str, bool, &'static str); 4] {
+        [
+            ("TSO", self.tcp, "TCP streams cross the device cut into packets"),
+            ("USO", self.udp, "UDP datagrams cross the device one by one"),
+            ("UDP_SEGMENT", self.segmentation, "datagrams are sent one by one"),
+            ("UDP_GRO", self.receive, "datagrams are received one by one"),
+        ]
+    }
+}
+
 impl DataPath {
     /// Opens device and sockets and lets packets flow. `ended` is called once for each thread that ends
     /// by itself, with the reason: the device was deleted, most likely.
@@ -187,17 +199,16 @@ impl DataPath {
     }
 
     fn log_offloads(&self) {
-        let Offloads { queues, tcp, udp, segmentation, receive } = self.offloads;
-        tracing::info!(queues, "the data path of {} is open", self.link);
-        for (works, what) in [
-            (tcp, "TCP streams cross the device cut into packets (no virtio header)"),
-            (!tcp || udp, "UDP datagrams cross the device one by one (Linux 6.2 and newer do better)"),
-            (segmentation, "datagrams are sent one by one (no UDP_SEGMENT, which Linux 4.18 has)"),
-            (receive, "datagrams are received one by one (no UDP_GRO, which Linux 5.0 has)"),
-        ] {
-            if !works {
-                tracing::info!("this kernel is slower than others: {what}");
-            }
+        tracing::info!(queues = self.offloads.queues, "the data path of {} is open", self.link);
+        let lacking: Vec<String> = self
+            .offloads
+            .each()
+            .into_iter()
+            .filter(|(_, works, _)| !works)
+            .map(|(name, _, without)| format!("without {name} {without}"))
+            .collect();
+        if !lacking.is_empty() {
+            tracing::info!("this kernel is slower than others: {}", lacking.join(", "));
         }
     }
 }
