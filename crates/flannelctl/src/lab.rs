@@ -188,14 +188,20 @@ fn up(name: &str, shape: &Shape, pods: usize, out: &mut Output) -> Result<()> {
     } else {
         show::drawing(&lab, &lab.pods()?, out)?;
         out.line(format!("\nup after {:.1?}; now try", began.elapsed()))?;
+        // Behind the command of `exec` it would be an argument of that command.
         let name = if name == "lab" { String::new() } else { format!(" --name {name}") };
-        for (verb, what) in [
-            ("ping", "every pod pings every other"),
-            ("break device", "deletes flannel's device on node1; see it come back"),
-            ("exec node1 ip route", "any command on a node, or in a pod: exec node1/a ip address"),
-            ("down", "takes all of it away"),
-        ] {
-            out.line(format!("  flannelctl lab {:<22} {what}", format!("{verb}{name}")))?;
+        let verbs = [
+            (format!("ping{name}"), "every pod pings every other"),
+            (format!("break{name} device"), "deletes flannel's device on node1; see it come back"),
+            (
+                format!("exec{name} node1 ip route"),
+                "any command on a node, or in a pod: exec node1/a ip address",
+            ),
+            (format!("down{name}"), "takes all of it away"),
+        ];
+        let width = verbs.iter().map(|(verb, _)| verb.len()).max().unwrap_or_default();
+        for (verb, what) in verbs {
+            out.line(format!("  flannelctl lab {verb:<width$}  {what}"))?;
         }
     }
     lab.stay()
