@@ -16,6 +16,7 @@ pub(crate) mod rule;
 mod wire;
 
 use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use fabric::firewall::{
     Chain, ChainKind, Family, Hook, HookPoint, Match, Policy, Rule, SourcePorts, Table, TableName, Verdict,
@@ -307,6 +308,12 @@ impl Nftables {
             }
         }
         outcome
+    }
+}
+
+impl AsFd for Nftables {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

@@ -1,5 +1,6 @@
 //! The interface of an attachment inside the container: what is said of it, and taking it away.
 
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -88,7 +89,9 @@ pub(crate) fn remove_link(mut socket: Socket, name: LinkName) -> Result<(), Erro
     if !link::exists(&socket, name).map_err(failed)? {
         return Ok(());
     }
-    let Ok(deletion) = process::detach(|| link::delete_by_name(&mut socket, name).is_ok()) else {
+    let Ok(deletion) =
+        process::detach(&[socket.as_fd().as_raw_fd()], || link::delete_by_name(&mut socket, name).is_ok())
+    else {
         return link::delete_by_name(&mut socket, name).map_err(failed);
     };
     let started = Instant::now();

@@ -8,6 +8,7 @@
 
 mod iptables;
 
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::thread;
 use std::time::Duration;
 
@@ -102,11 +103,10 @@ const BEAT: Duration = Duration::from_secs(1);
 /// processes wait for the same moment, by which their own rules are gone in all likelihood: the first of
 /// them then waits for what others have just replaced, at most, and none after it.
 pub(crate) fn close_later(nft: Nftables) {
-    let Ok((read, write)) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC) else { return };
-    let mut write = Some(write);
-    let _ = process::detach(|| {
-        // The other process has a copy of the socket, and of the pipe's end that it must not hold open.
-        write = None;
+    let Ok((read, _write)) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC) else { return };
+    // The other process has a copy of the socket, and none of the pipe's end that is to be closed.
+    let kept = [nft.as_fd().as_raw_fd(), read.as_raw_fd()];
+    let _ = process::detach(&kept, || {
         // Ends when this process has closed its own.
         let closed = rustix::io::read(&read, &mut [0]).is_ok();
         let now = rustix::time::clock_gettime(ClockId::Monotonic);

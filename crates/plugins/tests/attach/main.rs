@@ -83,6 +83,20 @@ fn sixty_four_pods_at_once_get_addresses_of_their_own() {
     node.assert_nothing_left("cbr0", &ids);
 }
 
+/// Not every runtime unmounts lazily (`umount2(2)`, `MNT_DETACH`), which does not ask who has it open.
+#[test]
+fn nobody_has_the_pods_namespace_open_once_del_has_answered() {
+    let Some(node) = Node::here() else { return };
+    for id in ["a", "b", "c", "d"] {
+        let mut call = node.attachment(id, &node.pod(id));
+        call.config["delegate"]["ipMasq"] = json!(true);
+        for verb in ["ADD", "DEL"] {
+            node.succeed(verb, &call);
+        }
+        rustix::mount::unmount(&call.netns, rustix::mount::UnmountFlags::empty()).unwrap();
+    }
+}
+
 #[test]
 fn del_takes_everything_away_whatever_is_left_of_the_pod() {
     let Some(node) = Node::here() else { return };
