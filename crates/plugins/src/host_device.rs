@@ -147,6 +147,7 @@ fn take_back(namespace: &Namespace, request: &Request) -> Result<(), Error> {
     let ifname = &request.environment.ifname;
     let Ok(name) = ifname.parse::<LinkName>() else { return Ok(()) };
     let host = netns::current().map_err(internal)?;
+    let at_home = open_socket()?;
     enter(namespace, |socket| {
         let Some(index) = link::index(socket, name).map_err(internal)? else { return Ok(()) };
         let alias = loan::alias(socket, index).map_err(internal)?;
@@ -154,11 +155,16 @@ fn take_back(namespace: &Namespace, request: &Request) -> Result<(), Error> {
             Error::internal(format!("failed to find original ifname for {ifname:?} (alias is not set)"))
                 .details("the interface was not moved there by this plugin; it is left alone")
         })?;
-        loan::hand_over(socket, index, host.as_fd(), own, "").map_err(|error| {
+        let failed = |error: &dyn std::fmt::Display| {
             Error::internal(format!("failed to move {:?} to hostNS: {error}", own.as_str())).details(format!(
                 "rename or delete the host's own {own}, if there is one, and the next DEL succeeds"
             ))
-        })
+        };
+        // The kernel moves first and renames then: the device would come to the host as the pod called it.
+        if link::exists(&at_home, own).map_err(internal)? {
+            return Err(failed(&format!("a device of the host is called {own} by now")));
+        }
+        loan::hand_over(socket, index, host.as_fd(), own, "").map_err(|error| failed(&error))
     })
 }
 

@@ -531,6 +531,28 @@ fn a_device_that_cannot_be_lent_stays_where_it_is_and_up() {
 }
 
 #[test]
+fn a_device_on_loan_stays_in_the_pod_while_another_has_its_name() {
+    let Some(node) = wired() else { return };
+    let mut call = call(&node, "host-device", "a", json!({"device": "eth8"}));
+    call.config["ipam"]["routes"] = json!([]);
+    add(&node, &mut call);
+    let rename = |from: &'static str, to: &'static str| {
+        node.on_host(|socket| {
+            let index = link::index(socket, name(from)).unwrap().unwrap();
+            link::set_name(socket, index, name(to)).unwrap();
+        });
+    };
+    rename("eth9", "eth8");
+    let error = node.fail("DEL", &call);
+    assert_eq!(error["msg"], "failed to move \"eth8\" to hostNS: a device of the host is called eth8 by now");
+    assert!(device(&call.netns, "eth0").unwrap().is_up());
+    rename("eth8", "eth9");
+    node.succeed("DEL", &call);
+    assert!(host_device(&node, "eth8").is_some());
+    assert_gone(&node, &call);
+}
+
+#[test]
 fn a_device_that_came_home_by_itself_gets_its_name_back() {
     let Some(node) = wired() else { return };
     let mut call = call(&node, "host-device", "a", json!({"device": "eth8"}));
