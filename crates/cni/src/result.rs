@@ -129,6 +129,17 @@ impl Dns {
         *self == Dns::default()
     }
 
+    /// Reads the `dns` of a network's configuration, which takes the place of IPAM's if it says anything.
+    /// An empty list says something: that IPAM's is not wanted.
+    pub fn of_network(object: &Object<'_>) -> Result<Option<Dns>, DecodeError> {
+        let dns = Dns::parse(object)?;
+        let mut says = !dns.domain.is_empty();
+        for list in ["nameservers", "search", "options"] {
+            says |= object.strings(list)?.is_some();
+        }
+        Ok(says.then_some(dns))
+    }
+
     /// Reads a `dns` object.
     pub fn parse(object: &Object<'_>) -> Result<Dns, DecodeError> {
         Ok(Dns {

@@ -98,8 +98,8 @@ fn run(
 
 /// Name resolution of the configuration, if it says any, in place of IPAM's.
 pub(crate) fn override_dns(request: &Request, result: &mut AddResult) -> Result<(), Error> {
-    let dns = request.config.object().object("dns")?.map(|dns| Dns::parse(&dns)).transpose()?;
-    if let Some(dns) = dns.filter(|dns| !dns.is_empty()) {
+    let network = request.config.object().object("dns")?;
+    if let Some(dns) = network.map(|dns| Dns::of_network(&dns)).transpose()?.flatten() {
         result.dns = dns;
     }
     Ok(())

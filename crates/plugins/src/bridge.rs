@@ -125,8 +125,8 @@ impl Attaching<'_> {
         }
         // Its address may have been set just now, by this call or by one beside it.
         result.interfaces[0].mac = gateway::mac_of(host, bridge)?;
-        if !settings.dns.is_empty() {
-            result.dns = settings.dns.clone();
+        if let Some(dns) = &settings.dns {
+            result.dns = dns.clone();
         }
         Ok(result)
     }

@@ -203,3 +203,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_empty_list_of_a_network_takes_the_place_of_what_ipam_says() {
+    let of_network = |text: &str| {
+        let value = json::parse(text.as_bytes()).unwrap();
+        Dns::of_network(&json::Object::of(&value, "the test").unwrap()).unwrap()
+    };
+    assert_eq!(of_network(r#"{"nameservers": [], "search": null}"#), Some(Dns::default()));
+    assert_eq!(of_network(r#"{"domain": "", "search": null}"#), None);
+    assert_eq!(of_network("{}"), None);
+    assert_eq!(of_network(r#"{"domain": "a"}"#).unwrap().domain, "a");
+}

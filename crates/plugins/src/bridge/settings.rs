@@ -37,7 +37,7 @@ pub(super) struct Settings {
     pub(super) mac: Option<Mac>,
     /// None is given for an attachment without addresses.
     pub(super) ipam: Ipam,
-    pub(super) dns: Dns,
+    pub(super) dns: Option<Dns>,
 }
 
 /// What taking an attachment away needs to know.
@@ -87,7 +87,7 @@ impl Settings {
             port_isolation: flag("portIsolation")?,
             mac: mac(&config, request)?,
             ipam: Ipam::of(request)?,
-            dns: dns.map(|dns| Dns::parse(&dns)).transpose().map_err(unloadable)?.unwrap_or_default(),
+            dns: dns.map(|dns| Dns::of_network(&dns)).transpose().map_err(unloadable)?.flatten(),
         })
     }
 
