@@ -12,12 +12,8 @@ use rustix::io::Errno;
 
 use crate::error::KernelError;
 use crate::linux::{Failure, Linux};
-use crate::netlink::{Batch, NetlinkError, Socket};
+use crate::netlink::{Batch, CHUNK_MESSAGES, NetlinkError, Socket};
 use crate::{address, fdb, iptables, link, neighbor, nexthop, route, sysctl, tun};
-
-/// How many messages wait to be sent together: many enough that a send costs nothing beside them, few
-/// enough that ten thousand peers are not all in memory once more as messages.
-const QUEUED: usize = 1024;
 
 /// Makes changes in order and returns those that failed, by their place.
 pub(crate) fn apply(linux: &mut Linux, changes: &[Change]) -> Vec<Failure> {
@@ -61,7 +57,9 @@ pub(crate) fn apply(linux: &mut Linux, changes: &[Change]) -> Vec<Failure> {
             }
             _ => {
                 run.queue(at, &linux.socket);
-                if run.queue.places.len() >= QUEUED {
+                // What fills a send goes out, so that ten thousand peers are not all in memory once more as
+                // messages.
+                if run.queue.places.len() >= CHUNK_MESSAGES {
                     run.flush(&mut linux.socket);
                 }
             }

@@ -54,7 +54,7 @@ const BUFFER_BYTES: usize = 1 << 20;
 /// What one queued error answer costs of the receive buffer, generously (`skb->truesize`).
 const ERROR_COST: usize = 1280;
 /// The most messages of one send. More gains nothing (performance measured up to 1,000).
-const CHUNK_MESSAGES: usize = 1000;
+pub(crate) const CHUNK_MESSAGES: usize = 1000;
 /// The most bytes of one send of independent messages.
 const CHUNK_BYTES: usize = 128 << 10;
 /// Dumps come in pieces of at most 32 KiB, except where one object is larger.
