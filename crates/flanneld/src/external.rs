@@ -41,7 +41,10 @@ pub async fn follow(
         tokio::time::sleep(QUIET).await;
         moved.mark_unchanged();
         let networks = config.networks().collect();
-        let now = match surroundings::read(wanted.can_reach, networks) {
+        let can_reach = wanted.can_reach;
+        // On a thread of its own: the kernel lists no devices while it takes one away, and pods come and go.
+        let look = tokio::task::spawn_blocking(move || surroundings::read(can_reach, networks)).await;
+        let now = match look.unwrap_or_else(|panicked| Err(panicked.into())) {
             Ok(now) => now,
             Err(error) => {
                 tracing::warn!("cannot look at the interfaces: {error:#}");

@@ -117,7 +117,7 @@ impl Node<'_> {
             intent: channels.intent.subscribe(),
             leases: leases.clone(),
             remembered: remembered_leases.clone(),
-            kernel_changed: channels.notifications.addressing.subscribe(),
+            kernel_changed: channels.notifications.devices.subscribe(),
         };
         let reconciler = self.reconciler(kernel, start, remembered_leases, &channels)?;
         let follow = external::follow(

@@ -15,8 +15,10 @@ use tokio::sync::watch;
 pub struct Notifications {
     /// Changes when anything may have changed that the reconciler does not know of.
     pub news: watch::Sender<Heard>,
-    /// Changes when links, addresses or routes may have changed.
+    /// Changes when links, addresses or routes may have changed, but not by the reconciler.
     pub addressing: watch::Sender<u64>,
+    /// Changes when devices may have changed, by whomever: the reconciler makes some.
+    pub devices: watch::Sender<u64>,
     /// Changes when the firewall, anybody's, may have changed.
     pub firewall: watch::Sender<u64>,
     /// The number of the reconciler's socket.
@@ -37,7 +39,7 @@ impl Notifications {
     pub fn but_for(ours: u32) -> Notifications {
         let new = || watch::Sender::new(0);
         let news = watch::Sender::new(Heard::default());
-        Notifications { news, addressing: new(), firewall: new(), ours }
+        Notifications { news, addressing: new(), devices: new(), firewall: new(), ours }
     }
 
     /// Counts until dropped, with an eye on our own devices and the external interface. Where the
@@ -74,8 +76,11 @@ impl Notifications {
                     heard.of_anybody += u64::from(!drained.is_certain());
                 });
             }
-            if drained.is_addressing() || drained.left_out {
+            if drained.is_addressing() {
                 self.addressing.send_modify(|count| *count += 1);
+            }
+            if drained.is_addressing() || drained.left_out {
+                self.devices.send_modify(|count| *count += 1);
             }
             if drained.firewall || drained.overrun {
                 self.firewall.send_modify(|count| *count += 1);

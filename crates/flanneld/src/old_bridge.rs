@@ -30,7 +30,9 @@ pub async fn report(
     loop {
         moved.mark_unchanged();
         let subnets = own.borrow_and_update().as_ref().map(|own| own.lease.subnets);
-        match addresses() {
+        // On a thread of its own: the kernel lists no addresses while it takes a pod's device away.
+        let look = tokio::task::spawn_blocking(addresses).await;
+        match look.unwrap_or_else(|panicked| Err(panicked.into())) {
             Ok(addresses) => {
                 let stray = subnets.and_then(|subnets| stray(subnets, &addresses));
                 board.failing("bridge", stray.map(|stray| words(stray, subnets.unwrap_or_default())));
