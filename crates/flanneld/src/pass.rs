@@ -97,8 +97,11 @@ fn peers(plan: &Plan, leases: &LeaseSet, intent: &Intent) -> Vec<Peer> {
             refused,
         }
     };
+    // They are kept: room for as many as there are, where gathering would make room for up to twice as many.
+    let mut peers = Vec::with_capacity(leases.len());
     // The set is ordered by subnet.
-    leases.iter().filter(|lease| lease.subnets != intent.host.own).map(|lease| peer(lease)).collect()
+    peers.extend(leases.iter().filter(|lease| lease.subnets != intent.host.own).map(|lease| peer(lease)));
+    peers
 }
 
 /// An object of the kernel that leases decide.
