@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use fabric::status::{Failure, Repair, Status, UnixSeconds};
+use fabric::status::{Failure, Peer, Repair, Status, UnixSeconds};
 use tokio::sync::watch;
 
 use crate::whole_file;
@@ -98,6 +98,11 @@ impl Board {
     /// The status as it is and becomes.
     pub fn subscribe(&self) -> watch::Receiver<Status> {
         self.status.subscribe()
+    }
+
+    /// The other nodes, as the status has them.
+    pub fn peers(&self) -> Arc<Vec<Peer>> {
+        Arc::clone(&self.status.borrow().peers)
     }
 
     /// Changes the status.

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use fabric::dataplane::{self, Change, Kind, Prune};
 use fabric::host::RouteStyle;
@@ -33,6 +34,8 @@ pub(crate) struct Question {
     pub(crate) prune: Prune,
     /// Whether leases or intent have changed since the last look.
     pub(crate) unsettled: bool,
+    /// How each peer is reached, as the last look found it.
+    pub(crate) known_peers: Arc<Vec<Peer>>,
 }
 
 /// What a look found.
@@ -43,14 +46,15 @@ pub(crate) struct Findings {
     /// What to do about it, in order.
     pub(crate) changes: Vec<Change>,
     /// How each peer is reached, by subnet.
-    pub(crate) peers: Vec<Peer>,
+    pub(crate) peers: Arc<Vec<Peer>>,
     /// How many objects are wanted in the kernel, by kind.
     pub(crate) desired: BTreeMap<Kind, usize>,
 }
 
 /// Looks at the kernel, plans and compares.
 pub(crate) fn look(kernel: &mut impl Kernel, question: Question) -> Result<Findings, KernelError> {
-    let Question { mut intent, leases, former_networks, route_style, prune, unsettled } = question;
+    let Question { mut intent, leases, former_networks, route_style, prune, unsettled, known_peers } =
+        question;
     // The same objects whoever the peers are: their sysctls are what to ask the kernel for.
     let node = intent.plan(&LeaseSet::default()).dataplane;
     let ownership = intent.ownership().after(&former_networks);
@@ -70,6 +74,8 @@ pub(crate) fn look(kernel: &mut impl Kernel, question: Question) -> Result<Findi
     let changes = dataplane::changes(&plan.dataplane, &observed, &ownership, prune);
     let desired = plan.dataplane.counts();
     let peers = peers(&plan, &leases, &intent);
+    // The same again goes before memory is given back: it is as large as what is kept.
+    let peers = if *known_peers == peers { known_peers } else { Arc::new(peers) };
     drop((plan, observed));
     give_back_memory(&leases);
     Ok(Findings { intent, changes, peers, desired })

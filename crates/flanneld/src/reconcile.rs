@@ -300,6 +300,7 @@ impl<K: Kernel + Send + 'static> Reconciler<K> {
             route_style: self.route_style,
             prune: if self.known == Known::Complete { Prune::Yes } else { Prune::NotYet },
             unsettled,
+            known_peers: self.board.peers(),
         };
         let thread = tokio::task::spawn_blocking(move || {
             let looked = pass::look(&mut eye, question).map(Box::new);

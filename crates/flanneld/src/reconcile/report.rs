@@ -77,11 +77,11 @@ impl Report {
     }
 
     /// How each peer is reached, and which records of the store are skipped.
-    pub(super) fn peers(&self, peers: Vec<Peer>, leases: &LeaseSet) {
+    pub(super) fn peers(&self, peers: Arc<Vec<Peer>>, leases: &LeaseSet) {
         let unchanged = {
             let status = self.board.subscribe();
             let status = status.borrow();
-            *status.peers == peers
+            status.peers == peers
                 && status.skipped.len() == leases.skipped.len()
                 && status.skipped.iter().all(|is| leases.skipped.get(&is.key) == Some(&is.reason))
         };
@@ -91,14 +91,14 @@ impl Report {
         for (key, reason) in &leases.skipped {
             tracing::warn!(key, reason, "skipping a record of the store");
         }
-        for peer in &peers {
+        for peer in &*peers {
             if let Some(reason) = &peer.refused {
                 let subnets = Subnets { ipv4: peer.ipv4, ipv6: peer.ipv6 };
                 tracing::warn!(%subnets, reason, "a peer cannot be reached");
             }
         }
         self.board.update(|status| {
-            status.peers = Arc::new(peers);
+            status.peers = peers;
             let skipped = leases.skipped.iter();
             status.skipped = skipped
                 .map(|(key, reason)| status::Skipped { key: key.clone(), reason: reason.clone() })
