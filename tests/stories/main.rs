@@ -39,4 +39,5 @@ mod store_away;
 mod store_changes;
 mod take_over;
 mod udp;
+mod udp_fallbacks;
 mod underlay;

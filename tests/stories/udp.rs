@@ -258,6 +258,53 @@ fn a_narrower_path_makes_streams_use_smaller_packets() {
     });
 }
 
+/// An errno that would also be that of a kernel that cannot cut, of a route that takes nothing at all.
+#[test]
+fn a_route_that_refuses_everything_for_a_while_costs_no_offload() {
+    const CUTS_NOTHING: &str = "does not cut datagrams apart";
+    story(Topology::udp(2), |lab| {
+        lab.start()?;
+        let (a, b) = (lab.node(1).attach("a")?, lab.node(2).attach("b")?);
+        reaches(&a, &b)?;
+        let (node, peer) = (lab.node(1), lab.node(2).address());
+        ensure!(node.log().contains("the data path of flannel0 is open"), "its log lines are not shown");
+        let flood = a.namespace().within(|| UdpSocket::bind("0.0.0.0:0"))??;
+        flood.connect((b.ipv4()?, 9))?;
+        node.run(&format!("ip route add blackhole {peer}"))?;
+        wait_for("many to be refused", PATIENCE, || {
+            for _ in 0..2000 {
+                // Of one that nobody takes the pod may be told.
+                let _ = flood.send(&[7; 1200]);
+            }
+            let dropped = node.status()?.data_path.context("nothing is counted")?.outgoing.dropped;
+            ensure!(dropped.get("refused").is_some_and(|count| *count > 1000), "{dropped:?}");
+            Ok(())
+        })?;
+        node.run(&format!("ip route delete blackhole {peer}"))?;
+        reaches(&a, &b)?;
+        transfer((a.namespace(), b.namespace()), b.ipv4()?, 4 << 20)?;
+        ensure!(!node.log().contains(CUTS_NOTHING), "given up for good");
+        Ok(())
+    });
+}
+
+/// Host processes may be bound to the address of their node.
+#[test]
+fn a_node_reaches_pods_from_its_own_address() {
+    story(Topology::udp(2), |lab| {
+        lab.start()?;
+        let (a, b) = (lab.node(1).attach("a")?, lab.node(2).attach("b")?);
+        reaches(&a, &b)?;
+        let host = lab.node(1).namespace().within(|| UdpSocket::bind((lab.node(1).address(), 0)))??;
+        let listener = b.namespace().within(|| UdpSocket::bind((b.addresses()[0].addr(), 7777)))??;
+        listener.set_read_timeout(Some(PATIENCE))?;
+        host.send_to(b"from the node", (b.ipv4()?, 7777))?;
+        let (_, source) = listener.recv_from(&mut [0; 100]).context("waiting for the datagram")?;
+        ensure!(source.ip() == lab.node(1).address(), "from {source}");
+        Ok(())
+    });
+}
+
 fn shows_route_mtu(pod: &Pod<'_>, to: IpAddr, mtu: u32) -> Result<()> {
     let shown = pod.run(&format!("ip route get {to}"))?;
     ensure!(shown.contains(&format!("mtu {mtu}")), "the pod was not told: {shown}");
@@ -325,7 +372,7 @@ fn an_interface_too_small_for_the_tunnel_is_refused_with_the_size_it_needs() {
 }
 
 /// With the program that this one was built beside.
-fn flanneld(node: &Node) -> Result<Vec<String>> {
+pub(crate) fn flanneld(node: &Node) -> Result<Vec<String>> {
     let program = lab::Binaries::find()?.flanneld.display().to_string();
     let mut command = vec![program, format!("--subnet-file={}", node.files().subnet.display())];
     command.extend(node.flags().iter().cloned());
@@ -333,7 +380,7 @@ fn flanneld(node: &Node) -> Result<Vec<String>> {
 }
 
 /// Sends so many octets over a stream, which must arrive as they were sent.
-fn transfer((from, to): (&Namespace, &Namespace), address: IpAddr, length: usize) -> Result<()> {
+pub(crate) fn transfer((from, to): (&Namespace, &Namespace), address: IpAddr, length: usize) -> Result<()> {
     let listener = to.within(|| TcpListener::bind((address, 0)))??;
     let port = listener.local_addr()?.port();
     let octet = |at: usize| (at % 251) as u8;

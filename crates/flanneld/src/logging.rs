@@ -54,7 +54,7 @@ pub fn start(format: Format, verbosity: i64) {
         1..=4 => (LevelFilter::DEBUG, LevelFilter::WARN),
         _ => (LevelFilter::TRACE, LevelFilter::DEBUG),
     };
-    let targets = ["flanneld", "fabric", "kernel", "store"].map(|name| (name, ours));
+    let targets = ["flanneld", "fabric", "kernel", "store", "udp"].map(|name| (name, ours));
     let registry =
         tracing_subscriber::registry().with(Targets::new().with_default(libraries).with_targets(targets));
     let lines = tracing_subscriber::fmt::layer().with_writer(stderr);

@@ -13,6 +13,7 @@ use rustix::net::{AddressFamily, SocketType};
 use crate::error::KernelError;
 
 const SIOCETHTOOL: libc::c_ulong = 0x8946;
+const ETHTOOL_STXCSUM: u32 = 0x17;
 const ETHTOOL_GSTRINGS: u32 = 0x1b;
 const ETHTOOL_STSO: u32 = 0x1f;
 const ETHTOOL_SGSO: u32 = 0x24;
@@ -107,6 +108,13 @@ pub fn disable_udp_segmentation(link: LinkName) -> Result<(), KernelError> {
     };
     change.features[at / 32].valid = 1 << (at % 32);
     device.ask(&mut change)
+}
+
+/// Turns the computing of checksums off, and with it all segmentation, on a device of the calling thread's
+/// namespace: `ethtool -K LINK tx off`.
+pub fn disable_checksums(link: LinkName) -> Result<(), KernelError> {
+    let device = Device::open(link, "turn off checksums")?;
+    device.ask(&mut Value { command: ETHTOOL_STXCSUM, data: 0 })
 }
 
 /// A name that ends in zeros.
