@@ -9,14 +9,17 @@
 //! warning with the nearest known name, and every value that cannot work is refused with key, value
 //! and rule. Where the original has words for a refusal, they are part of ours.
 
+mod backend;
 pub(crate) mod json;
+mod range;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::backend::{Backend, udp::Udp, vxlan::Vxlan};
+use crate::backend::Backend;
 use json::{Field, Object};
+use range::{Lengths, Range};
 
 /// A network configuration that has been read and checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,20 +83,6 @@ const TOP_LEVEL: [&str; 12] = [
     "IPv6SubnetLen",
     "Backend",
 ];
-/// The backends of the original. Those that are not in this build are told apart from typing errors.
-const BACKENDS: [&str; 9] =
-    ["alloc", "extension", "host-gw", "ipip", "ipsec", "tencent-vpc", "udp", "vxlan", "wireguard"];
-/// The keys inside `Backend` of a vxlan network. `Name` is for Windows nodes alone, which may share
-/// the configuration: known, and without effect here.
-const VXLAN: [&str; 9] =
-    ["Type", "VNI", "Port", "MTU", "GBP", "Learning", "DirectRouting", "MacPrefix", "Name"];
-/// The keys inside `Backend` of a host-gw network; all but `Type` are for Windows nodes alone.
-const HOST_GW: [&str; 3] = ["Type", "Name", "DNSServerList"];
-/// The keys inside `Backend` of a udp network; `AnySource` is ours.
-const UDP: [&str; 3] = ["Type", "Port", "AnySource"];
-/// The keys inside `Backend` of a network that is only leased.
-const ALLOC: [&str; 1] = ["Type"];
-
 impl NetworkConfig {
     /// Reads and checks `net-conf.json`.
     pub fn from_json(json: &str) -> Result<NetworkConfig, ConfigError> {
@@ -101,7 +90,7 @@ impl NetworkConfig {
             refuse(format_args!("the network configuration is not one JSON object: {error}"))
         })?;
         let mut warnings = Vec::new();
-        let elsewhere = VXLAN.iter().map(|name| (*name, "inside Backend"));
+        let elsewhere = backend::VXLAN.iter().map(|name| (*name, "inside Backend"));
         warn_of_unknown_keys(&top, "", &TOP_LEVEL, elsewhere, &mut warnings);
         // A key that seems to be missing is most often there, misspelt.
         let misspelt: String = warnings.iter().map(|warning| format!("; {warning}")).collect();
@@ -115,7 +104,7 @@ impl NetworkConfig {
         let nftables = top.field("EnableNFTables").boolean()?.unwrap_or(false);
         let ipv4 = Ipv4Keys::read(top)?;
         let ipv6 = Ipv6Keys::read(top)?;
-        let backend = read_backend(top, &mut warnings)?;
+        let backend = backend::read(top, &mut warnings)?;
 
         let ipv4 = if ipv4_enabled { Some(ipv4.check()?) } else { None };
         let ipv6 = if ipv6_enabled { Some(ipv6.check()?) } else { None };
@@ -251,125 +240,6 @@ impl Ipv6Keys {
     }
 }
 
-/// The rules for the length of a pod subnet: the same for both families, with other numbers.
-struct Lengths {
-    key: &'static str,
-    network_key: &'static str,
-    /// The longest prefix that leaves room for a tunnel and a bridge address on each node.
-    longest: u8,
-    /// The longest network that holds four subnets of that length.
-    smallest_network: u8,
-    /// What each node gets where there is room for it.
-    usual: u8,
-}
-
-impl Lengths {
-    fn subnet_len(&self, given: u64, network: &dyn std::fmt::Display, prefix: u8) -> Result<u8, ConfigError> {
-        let Lengths { key, network_key, longest, smallest_network, usual } = *self;
-        if given == 0 && prefix > smallest_network {
-            // Compatibility: the original says "network" for IPv4 and "IPv6Network" for IPv6.
-            let what = if network_key == "Network" { "network" } else { network_key };
-            return Err(refuse(format_args!(
-                "{what} is too small. Minimum useful network prefix is /{smallest_network}: \
-                 {network_key} is {network}; four subnets of /{longest} would not fit, want a larger network",
-            )));
-        }
-        if given == 0 {
-            return Ok(if prefix + 2 <= usual { usual } else { prefix + 2 });
-        }
-        if given > u64::from(longest) {
-            return Err(refuse(format_args!(
-                "SubnetLen must be less than /{}: {key} is {given}, want {} to {longest}",
-                longest + 1,
-                u64::from(prefix + 2).min(u64::from(longest)),
-            )));
-        }
-        if given < u64::from(prefix) + 2 {
-            return Err(refuse(format_args!(
-                "network must be able to accommodate at least four subnets: {key} is {given} and {network_key} \
-                 is {network}, want {key} {} to {longest} or a larger network",
-                u64::from(prefix) + 2,
-            )));
-        }
-        Ok(given as u8)
-    }
-}
-
-/// The rules for the first and the last subnet that may be leased; addresses as numbers.
-struct Range {
-    keys: [&'static str; 2],
-    network_key: &'static str,
-    network: IpNet,
-    subnet_len: u8,
-    size: u128,
-}
-
-impl Range {
-    fn check(&self, min: Option<u128>, max: Option<u128>) -> Result<(u128, u128), ConfigError> {
-        let [min_key, max_key] = self.keys;
-        let (first, last) = (number(self.network.network()), number(self.network.broadcast()));
-        let min = match min {
-            // The first subnet is left out, since its address is the network's own.
-            None => first + self.size,
-            Some(min) => self.inside(min_key, min)?,
-        };
-        let max = match max {
-            None => last - (self.size - 1),
-            Some(max) => self.inside(max_key, max)?,
-        };
-        self.aligned(min_key, min)?;
-        self.aligned(max_key, max)?;
-        if min > max {
-            return Err(refuse(format_args!(
-                "{min_key} {} is greater than {max_key} {}: there is no subnet to lease; want {min_key} <= {max_key}",
-                self.address(min),
-                self.address(max),
-            )));
-        }
-        Ok((min, max))
-    }
-
-    fn inside(&self, key: &str, value: u128) -> Result<u128, ConfigError> {
-        let (first, last) = (number(self.network.network()), number(self.network.broadcast()));
-        if (first..=last).contains(&value) {
-            return Ok(value);
-        }
-        Err(refuse(format_args!(
-            "{key} is not in the range of the {}: {key} is {}, want {} to {}",
-            self.network_key,
-            self.address(value),
-            self.network.network(),
-            self.network.broadcast(),
-        )))
-    }
-
-    fn aligned(&self, key: &str, value: u128) -> Result<(), ConfigError> {
-        if value.is_multiple_of(self.size) {
-            return Ok(());
-        }
-        Err(refuse(format_args!(
-            "{key} is not on a SubnetLen boundary: {}; with subnets of /{} the nearest below is {}",
-            self.address(value),
-            self.subnet_len,
-            self.address(value - value % self.size),
-        )))
-    }
-
-    fn address(&self, value: u128) -> IpAddr {
-        match self.network {
-            IpNet::V4(_) => IpAddr::V4(Ipv4Addr::from_bits(value as u32)),
-            IpNet::V6(_) => IpAddr::V6(Ipv6Addr::from_bits(value)),
-        }
-    }
-}
-
-fn number(ip: IpAddr) -> u128 {
-    match ip {
-        IpAddr::V4(ip) => u128::from(ip.to_bits()),
-        IpAddr::V6(ip) => ip.to_bits(),
-    }
-}
-
 fn ipv4_network(field: &Field<'_>) -> Result<Option<Ipv4Net>, ConfigError> {
     let Some(text) = field.text_of_any_kind() else { return Ok(None) };
     match text.parse() {
@@ -433,63 +303,6 @@ fn ipv6_address(field: &Field<'_>) -> Result<Option<Ipv6Addr>, ConfigError> {
         }
     };
     Ok((!address.is_unspecified()).then_some(address))
-}
-
-fn read_backend(top: &Object, warnings: &mut Vec<String>) -> Result<Backend, ConfigError> {
-    let field = top.field("Backend");
-    let Some(value) = field.raw() else {
-        // Compatibility: the original's documentation says vxlan here, its code says udp. Taking
-        // vxlan would cut such a node off from the others.
-        if warnings.iter().any(|warning| warning.ends_with("did you mean Backend?")) {
-            return Err(refuse("Backend is absent"));
-        }
-        warnings.push(
-            "Backend is absent, which means Backend.Type udp; name it, or vxlan, which is faster".to_owned(),
-        );
-        return Ok(Backend::Udp(Udp::default()));
-    };
-    let keys = Object::parse(value).map_err(|error| {
-        refuse(format_args!(
-            "error decoding Backend property of config: {error}; Backend is {}, want an object such as \
-             {{\"Type\": \"vxlan\"}}",
-            shortened(value)
-        ))
-    })?;
-    let name = keys.field_in("Backend.", "Type").string()?.unwrap_or_default();
-    let elsewhere = || TOP_LEVEL.iter().map(|name| (*name, "at the top level, beside Backend"));
-    match name.to_lowercase().as_str() {
-        "vxlan" => {
-            warn_of_unknown_keys(&keys, "Backend.", &VXLAN, elsewhere(), warnings);
-            Vxlan::from_keys(&keys).map(Backend::Vxlan)
-        }
-        "host-gw" => {
-            warn_of_unknown_keys(&keys, "Backend.", &HOST_GW, elsewhere(), warnings);
-            Ok(Backend::HostGw)
-        }
-        "udp" => {
-            warn_of_unknown_keys(&keys, "Backend.", &UDP, elsewhere(), warnings);
-            Udp::from_keys(&keys).map(Backend::Udp)
-        }
-        "alloc" => {
-            warn_of_unknown_keys(&keys, "Backend.", &ALLOC, elsewhere(), warnings);
-            Ok(Backend::Alloc)
-        }
-        known if BACKENDS.contains(&known) => {
-            Err(not_in_this_build(format_args!("Backend.Type is {}", shortened(&name))))
-        }
-        "" => Err(refuse(
-            "unknown backend type: Backend.Type is not set; want one of vxlan, host-gw, udp, alloc",
-        )),
-        unknown => Err(refuse(format_args!(
-            "unknown backend type: {}; Backend.Type wants one of vxlan, host-gw, udp, alloc{}",
-            shortened(&name),
-            nearest(unknown, BACKENDS).map_or(String::new(), |near| format!(" (did you mean {near}?)")),
-        ))),
-    }
-}
-
-fn not_in_this_build(what: impl std::fmt::Display) -> ConfigError {
-    refuse(format_args!("{what}: known, but not in this build yet; use vxlan, host-gw, udp or alloc"))
 }
 
 /// Warns of each key that nobody reads, with the likeliest meaning.

@@ -1,4 +1,6 @@
+use super::backend::VXLAN;
 use super::*;
+use crate::backend::vxlan::Vxlan;
 use proptest::prelude::*;
 
 fn read(json: &str) -> NetworkConfig {

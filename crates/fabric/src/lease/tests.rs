@@ -1,5 +1,9 @@
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
 use super::*;
 use crate::fixture::bare;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::prelude::*;
 
 #[test]
