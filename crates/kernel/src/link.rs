@@ -1,12 +1,12 @@
 //! Network devices: list, make, change, delete.
 //!
-//! Source: `net/core/rtnetlink.c`, `include/uapi/linux/if_link.h`, `drivers/net/vxlan/vxlan_core.c`,
-//! `drivers/net/veth.c`.
+//! Source: `net/core/rtnetlink.c`, `include/uapi/linux/if_link.h`.
 
-use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+mod veth;
+mod vxlan;
 
-use fabric::dataplane;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
 use fabric::link_name::LinkName;
 use fabric::mac::Mac;
 use rustix::io::Errno;
@@ -14,9 +14,11 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::error::{Doing, KernelError};
 use crate::netlink::{
-    Answer, Batch, CREATE, EXCL, Encoder, NetlinkError, Socket, attributes, read_ip, read_text, read_u8,
-    read_u16, read_u32,
+    Answer, Batch, CREATE, EXCL, Encoder, NetlinkError, Socket, attributes, read_text, read_u8, read_u32,
 };
+
+pub use veth::{Veth, create_veth};
+pub use vxlan::{Vxlan, create_vxlan};
 
 /// `IFF_UP` in [`Link::flags`]: administratively up.
 pub const UP: u32 = libc::IFF_UP as u32;
@@ -33,24 +35,8 @@ pub const NO_ARP: u32 = libc::IFF_NOARP as u32;
 /// `IFF_PROMISC` in [`Link::flags`].
 pub const PROMISCUOUS: u32 = libc::IFF_PROMISC as u32;
 
-const IFLA_VXLAN_ID: u16 = 1;
-const IFLA_VXLAN_LINK: u16 = 3;
-const IFLA_VXLAN_LOCAL: u16 = 4;
-const IFLA_VXLAN_TTL: u16 = 5;
-const IFLA_VXLAN_TOS: u16 = 6;
-const IFLA_VXLAN_LEARNING: u16 = 7;
-const IFLA_VXLAN_PROXY: u16 = 11;
-const IFLA_VXLAN_RSC: u16 = 12;
-const IFLA_VXLAN_L2MISS: u16 = 13;
-const IFLA_VXLAN_L3MISS: u16 = 14;
-const IFLA_VXLAN_PORT: u16 = 15;
-const IFLA_VXLAN_LOCAL6: u16 = 17;
-const IFLA_VXLAN_UDP_ZERO_CSUM6_TX: u16 = 19;
-const IFLA_VXLAN_UDP_ZERO_CSUM6_RX: u16 = 20;
-const IFLA_VXLAN_GBP: u16 = 23;
 const IFLA_TUN_TYPE: u16 = 3;
 const IFLA_TUN_MULTI_QUEUE: u16 = 7;
-const VETH_INFO_PEER: u16 = 1;
 
 /// A device as the kernel describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,23 +99,6 @@ impl Kind {
             Kind::Other(name) => name,
         }
     }
-}
-
-/// The parameters of an existing VXLAN device.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Vxlan {
-    /// The VXLAN network identifier.
-    pub vni: u32,
-    /// The index of the lower device.
-    pub underlay: Option<u32>,
-    /// The tunnel's own address.
-    pub local: Option<IpAddr>,
-    /// The UDP port.
-    pub port: u16,
-    /// Whether source addresses are learned from packets.
-    pub learning: bool,
-    /// Whether the group policy extension is on.
-    pub gbp: bool,
 }
 
 /// Operational state of a device (RFC 2863 `ifOperStatus`, `IF_OPER_*`).
@@ -247,59 +216,6 @@ fn one(
     }
 }
 
-/// Makes a VXLAN device as the original flannel does, and sets it up in the same step.
-///
-/// Refused with EEXIST where a device of that name exists.
-pub fn create_vxlan(
-    socket: &mut Socket,
-    link: &dataplane::Link,
-    vxlan: &dataplane::Vxlan,
-    underlay: u32,
-) -> Result<(), KernelError> {
-    create(
-        socket,
-        || format!("create vxlan device {}", link.name),
-        |body| {
-            header(body, 0, UP, UP);
-            body.text(libc::IFLA_IFNAME, link.name.as_str());
-            if link.mtu > 0 {
-                body.u32(libc::IFLA_MTU, link.mtu);
-            }
-            body.u32(libc::IFLA_TXQLEN, 0);
-            if let Some(mac) = link.mac {
-                body.attribute(libc::IFLA_ADDRESS, &mac.0);
-            }
-            link_info(body, "vxlan", |body| {
-                body.u32(IFLA_VXLAN_ID, vxlan.vni);
-                body.u32(IFLA_VXLAN_LINK, underlay);
-                let local = if vxlan.local.is_ipv4() { IFLA_VXLAN_LOCAL } else { IFLA_VXLAN_LOCAL6 };
-                body.ip(local, vxlan.local);
-                // Compatibility: the original writes all of these, at their defaults.
-                for kind in [IFLA_VXLAN_TTL, IFLA_VXLAN_TOS] {
-                    body.u8(kind, 0);
-                }
-                body.u8(IFLA_VXLAN_LEARNING, u8::from(vxlan.learning));
-                for kind in [
-                    IFLA_VXLAN_PROXY,
-                    IFLA_VXLAN_RSC,
-                    IFLA_VXLAN_L2MISS,
-                    IFLA_VXLAN_L3MISS,
-                    IFLA_VXLAN_UDP_ZERO_CSUM6_TX,
-                    IFLA_VXLAN_UDP_ZERO_CSUM6_RX,
-                ] {
-                    body.u8(kind, 0);
-                }
-                if vxlan.gbp {
-                    body.flag(IFLA_VXLAN_GBP);
-                }
-                if let Some(port) = vxlan.port {
-                    body.be16(IFLA_VXLAN_PORT, port);
-                }
-            });
-        },
-    )
-}
-
 /// Sets a new TUN device up, with its MTU and the length of its queues.
 pub(crate) fn set_up_tun(
     socket: &mut Socket,
@@ -313,59 +229,6 @@ pub(crate) fn set_up_tun(
         body.u32(libc::IFLA_TXQLEN, queue_length);
     });
     asked.doing(|| format!("set device number {index} up with mtu {mtu}"))
-}
-
-/// A pair of connected devices, one here, the other in another namespace.
-#[derive(Debug, Clone, Copy)]
-pub struct Veth<'a> {
-    /// The end in the socket's namespace.
-    pub name: LinkName,
-    /// The Ethernet address of this end; the kernel picks one if none.
-    pub mac: Option<Mac>,
-    /// The MTU of both ends; the kernel's default if none.
-    pub mtu: Option<u32>,
-    /// The bridge that this end is put on.
-    pub master: Option<u32>,
-    /// The name of the other end.
-    pub peer_name: LinkName,
-    /// The Ethernet address of the other end; the kernel picks one if none.
-    pub peer_mac: Option<Mac>,
-    /// The namespace of the other end.
-    pub peer_namespace: BorrowedFd<'a>,
-}
-
-/// Makes both ends of a veth pair in one step, each in its own namespace. This end is up after; the
-/// other one the kernel only lets be set up once the pair is connected, in its own namespace.
-///
-/// Refused with EEXIST where either name is taken.
-pub fn create_veth(socket: &mut Socket, veth: &Veth<'_>) -> Result<(), KernelError> {
-    let doing = || format!("create veth {} with peer {}", veth.name, veth.peer_name);
-    create(socket, doing, |body| {
-        header(body, 0, UP, UP);
-        veth_end(body, veth.name, veth.mac, veth.mtu);
-        // Compatibility: the reference bridge plugin leaves the host's end without a queue.
-        body.u32(libc::IFLA_TXQLEN, 0);
-        if let Some(master) = veth.master {
-            body.u32(libc::IFLA_MASTER, master);
-        }
-        link_info(body, "veth", |body| {
-            body.nest(VETH_INFO_PEER, |body| {
-                header(body, 0, 0, 0);
-                veth_end(body, veth.peer_name, veth.peer_mac, veth.mtu);
-                body.u32(libc::IFLA_NET_NS_FD, veth.peer_namespace.as_fd().as_raw_fd() as u32);
-            });
-        });
-    })
-}
-
-fn veth_end(body: &mut Encoder, name: LinkName, mac: Option<Mac>, mtu: Option<u32>) {
-    body.text(libc::IFLA_IFNAME, name.as_str());
-    if let Some(mac) = mac {
-        body.attribute(libc::IFLA_ADDRESS, &mac.0);
-    }
-    if let Some(mtu) = mtu {
-        body.u32(libc::IFLA_MTU, mtu);
-    }
 }
 
 pub(crate) fn create(
@@ -530,7 +393,7 @@ fn decode_kind(info: &[u8]) -> Kind {
     let name = find(libc::IFLA_INFO_KIND).map(read_text).unwrap_or_default();
     let data = find(libc::IFLA_INFO_DATA).unwrap_or_default();
     match name.as_str() {
-        "vxlan" => Kind::Vxlan(decode_vxlan(data)),
+        "vxlan" => Kind::Vxlan(vxlan::decode(data)),
         "bridge" => {
             let filtering = attributes(data)
                 .find(|(kind, _)| *kind == crate::bridge::IFLA_BR_VLAN_FILTERING)
@@ -547,22 +410,4 @@ fn decode_kind(info: &[u8]) -> Kind {
         }
         _ => Kind::Other(name),
     }
-}
-
-fn decode_vxlan(data: &[u8]) -> Vxlan {
-    let mut vxlan = Vxlan::default();
-    for (kind, value) in attributes(data) {
-        match kind {
-            IFLA_VXLAN_ID => vxlan.vni = read_u32(value, 0).unwrap_or(0),
-            IFLA_VXLAN_LINK => vxlan.underlay = read_u32(value, 0).filter(|index| *index != 0),
-            IFLA_VXLAN_LOCAL | IFLA_VXLAN_LOCAL6 => {
-                vxlan.local = read_ip(value).filter(|ip| !ip.is_unspecified());
-            }
-            IFLA_VXLAN_PORT => vxlan.port = read_u16(value, 0).map_or(0, u16::from_be),
-            IFLA_VXLAN_LEARNING => vxlan.learning = read_u8(value, 0) == Some(1),
-            IFLA_VXLAN_GBP => vxlan.gbp = true,
-            _ => {}
-        }
-    }
-    vxlan
 }
