@@ -84,7 +84,7 @@ pub const TABLE: &[Flag] = &[
     flag("net-config-path", Text(|f| &mut f.kube.net_config_path), "/etc/kube-flannel/net-conf.json", "file with the network configuration, with Kubernetes only"),
     flag("set-node-network-unavailable", Switch(|f| &mut f.kube.set_node_network_unavailable), "true", "keep the node's condition NetworkUnavailable: False once pods reach pods of other nodes, True while they cannot"),
     flag("remove-startup-taint", List(|f| &mut f.kube.startup_taints), "", "key of a taint to take off the node once it is ready; can be given several times, needs the right to patch nodes"),
-    flag("allocate-node-cidrs", Switch(|f| &mut f.kube.allocate), "false", "hand out podCIDRs to nodes, where no controller-manager does; one flanneld of the cluster does it, chosen by a Lease"),
+    flag("allocate-node-cidrs", Switch(|f| &mut f.kube.allocate), "false", "hand out podCIDRs to nodes, where no controller-manager does; one flanneld at a time does, whoever holds a lock in the API"),
     // Compatibility: the flags of the original's log library, taken and without effect.
     flag("vmodule", Text(|f| &mut f.klog.text), "", "taken for compatibility, without effect"),
     flag("log_backtrace_at", Text(|f| &mut f.klog.text), "", "taken for compatibility, without effect"),
