@@ -151,16 +151,11 @@ impl Sender {
         if path.is_none() && !matches!(errno, Errno::IO | Errno::INVAL) {
             return self.counters.dropped(Reason::Refused, bundle.count);
         }
-        if path.is_none() && self.segmentation.swap(false, Relaxed) {
-            tracing::info!(
-                %errno,
-                "this kernel or network card does not cut datagrams apart (UDP_SEGMENT): sending them one by one"
-            );
-        }
-        for datagram in outgoing.datagrams(bundle) {
+        let datagrams = outgoing.datagrams(bundle);
+        for (at, datagram) in datagrams.iter().enumerate() {
             let mut fragmenting = Fragmenting::Never;
             if let Some(path) = path.filter(|path| datagram.octets > *path) {
-                match outgoing.too_big(&datagram, path, outward.table) {
+                match outgoing.too_big(datagram, path, outward.table) {
                     TooBig::Told => {
                         self.counters.dropped(Reason::TooBig, 1);
                         continue;
@@ -171,13 +166,23 @@ impl Sender {
             if fragmenting == Fragmenting::Allowed {
                 socket.set_fragmenting(Fragmenting::Allowed);
             }
-            match socket.send_one(outgoing, &datagram, room) {
+            match socket.send_one(outgoing, datagram, room) {
                 Ok(()) => self.counters.passed(1, datagram.octets),
+                // Not the cutting is refused: the address is gone, say, and may come back.
+                Err(again) if path.is_none() && again == errno => {
+                    return self.counters.dropped(Reason::Refused, datagrams.len() - at);
+                }
                 Err(_) => self.counters.dropped(Reason::Refused, 1),
             }
             if fragmenting == Fragmenting::Allowed {
                 socket.set_fragmenting(Fragmenting::Never);
             }
+        }
+        if path.is_none() && self.segmentation.swap(false, Relaxed) {
+            tracing::info!(
+                %errno,
+                "this kernel or network card does not cut datagrams apart (UDP_SEGMENT): sending them one by one"
+            );
         }
     }
 
