@@ -1,6 +1,6 @@
 //! [`Settings`]: the flags, checked. Nothing below this sees a flag.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -194,13 +194,19 @@ fn health(flags: &Flags) -> anyhow::Result<Option<(IpAddr, u16)>> {
     let port = u16::try_from(flags.healthz_port).with_context(|| {
         format!("-healthz-port={} is no port; want 1 to 65535, or 0 for none", flags.healthz_port)
     })?;
-    let ip = flags.healthz_ip.parse().with_context(|| {
-        format!(
-            "-healthz-ip={:?} is no IP address; want one of this host, or 0.0.0.0 for all",
-            flags.healthz_ip
-        )
+    Ok(Some((health_ip(&flags.healthz_ip)?, port)))
+}
+
+/// Compatibility: Go takes a name too, of which IPv4 comes first, and nothing at all for every address.
+fn health_ip(text: &str) -> anyhow::Result<IpAddr> {
+    if text.is_empty() {
+        return Ok(Ipv4Addr::UNSPECIFIED.into());
+    }
+    let addresses = (text, 0).to_socket_addrs().with_context(|| {
+        format!("-healthz-ip={text:?} is no IP address; want one of this host, or 0.0.0.0 for all")
     })?;
-    Ok(Some((ip, port)))
+    let addresses = addresses.map(|address| address.ip());
+    addresses.min_by_key(IpAddr::is_ipv6).with_context(|| format!("-healthz-ip={text:?} has no address"))
 }
 
 fn parsed<T: std::str::FromStr>(flag: &str, text: &str, want: &str) -> anyhow::Result<Option<T>> {
@@ -261,12 +267,22 @@ mod tests {
             ("-iface-regex=(", "could not compile the IP address regex"),
             ("-ip-masq-except=all", "-ip-masq-except=\"all\" is no network"),
             ("-healthz-port=65536", "-healthz-port=65536 is no port"),
-            ("-healthz-port=1 -healthz-ip=me", "-healthz-ip=\"me\" is no IP address"),
+            ("-healthz-port=1 -healthz-ip=me.invalid", "-healthz-ip=\"me.invalid\" is no IP address"),
             ("-reconcile-interval=0", "-reconcile-interval=0 is not in 1 to 3600"),
         ];
         for (line, want) in cases {
             let error = format!("{:#}", settings(line).unwrap_err());
             assert!(error.contains(want), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn health_is_served_on_addresses_names_and_everything() {
+        for (text, ip) in
+            [("", "0.0.0.0"), ("::", "::"), ("192.0.2.1", "192.0.2.1"), ("localhost", "127.0.0.1")]
+        {
+            let settings = settings(&format!("-healthz-port=1 -healthz-ip={text}")).unwrap();
+            assert_eq!(settings.health, Some((ip.parse().unwrap(), 1)), "{text}");
         }
     }
 

@@ -247,22 +247,27 @@ impl Registry for Etcd {
 
 impl Keys {
     fn config(&self) -> Vec<u8> {
-        format!("{}/config", self.prefix).into_bytes()
+        self.below("config")
     }
 
     /// What all leases begin with. Unlike the original we ask for the slash too, so that a
     /// neighbor like `<prefix>/subnets-old/…` is not ours.
     fn subnets(&self) -> Vec<u8> {
-        format!("{}/subnets/", self.prefix).into_bytes()
+        self.below("subnets/")
     }
 
     /// The first key after all that begin so: `0` follows `/` in ASCII.
     fn subnets_end(&self) -> Vec<u8> {
-        format!("{}/subnets0", self.prefix).into_bytes()
+        self.below("subnets0")
     }
 
     fn subnet(&self, key: &str) -> Vec<u8> {
-        format!("{}/subnets/{key}", self.prefix).into_bytes()
+        self.below(&format!("subnets/{key}"))
+    }
+
+    fn below(&self, name: &str) -> Vec<u8> {
+        let slash = if matches!(self.prefix.as_str(), "" | "/") { "" } else { "/" };
+        format!("{}{slash}{name}", self.prefix).into_bytes()
     }
 
     /// The last part of a key; none if the key is not below `subnets/`.
@@ -288,7 +293,7 @@ fn clean(prefix: &str) -> String {
         }
     }
     let joined = parts.join("/");
-    if rooted && !joined.is_empty() { format!("/{joined}") } else { joined }
+    if rooted { format!("/{joined}") } else { joined }
 }
 
 fn record(kv: KeyValue, keys: &Keys) -> Option<Record> {
@@ -321,6 +326,9 @@ mod tests {
             ("/a/../b", "/b"),
         ] {
             assert_eq!(clean(typed), cleaned);
+        }
+        for (typed, config) in [("", "config"), ("/", "/config"), ("a", "a/config"), ("/a/", "/a/config")] {
+            assert_eq!(Keys { prefix: clean(typed) }.config(), config.as_bytes(), "{typed}");
         }
     }
 

@@ -59,12 +59,36 @@ impl EtcdOptions {
             .iter()
             .map(|text| text.trim())
             .filter(|text| !text.is_empty())
-            .map(endpoint)
+            .map(|text| self.endpoint(text))
             .collect::<Result<_, _>>()?;
         if uris.is_empty() {
             return Err(StoreError::Options("no etcd endpoint: want http://host:2379 or https://…".into()));
         }
         Ok(uris)
+    }
+
+    fn endpoint(&self, text: &str) -> Result<Uri, StoreError> {
+        let bad = |why: &str| {
+            StoreError::Options(format!(
+                "{text:?} is no etcd endpoint: {why}; want http://host:2379 or https://host:2379"
+            ))
+        };
+        // Compatibility: without a scheme, TLS is spoken if there are files for it.
+        let files = [&self.ca_file, &self.cert_file, &self.key_file];
+        let uri = match (text.contains("://"), files.iter().any(|file| file.is_some())) {
+            (true, _) => text.to_owned(),
+            (false, true) => format!("https://{text}"),
+            (false, false) => format!("http://{text}"),
+        };
+        let uri: Uri = uri.parse().map_err(|error| bad(&format!("{error}")))?;
+        match uri.scheme_str() {
+            Some("http" | "https") => {}
+            other => return Err(bad(&format!("{}:// cannot be spoken", other.unwrap_or_default()))),
+        }
+        match uri.host() {
+            None | Some("") => Err(bad("it has no host")),
+            Some(_) => Ok(uri),
+        }
     }
 
     /// The name and password, if one is to log in.
@@ -95,24 +119,6 @@ impl EtcdOptions {
             (Some(cert), None) => Err(one_without_the_other("certificate", cert, "private key")),
             (None, Some(key)) => Err(one_without_the_other("private key", key, "certificate")),
         }
-    }
-}
-
-fn endpoint(text: &str) -> Result<Uri, StoreError> {
-    let bad = |why: &str| {
-        StoreError::Options(format!(
-            "{text:?} is no etcd endpoint: {why}; want http://host:2379 or https://host:2379"
-        ))
-    };
-    let uri: Uri = text.parse().map_err(|error| bad(&format!("{error}")))?;
-    match uri.scheme_str() {
-        Some("http" | "https") => {}
-        Some(other) => return Err(bad(&format!("{other}:// cannot be spoken"))),
-        None => return Err(bad("it has no scheme")),
-    }
-    match uri.host() {
-        None | Some("") => Err(bad("it has no host")),
-        Some(_) => Ok(uri),
     }
 }
 
@@ -153,7 +159,7 @@ mod tests {
         let uris = options("http://a:2379, https://[::1]:2379,").uris().unwrap();
         assert_eq!(uris.len(), 2);
         for (text, why) in [
-            ("10.0.0.1:2379", "no scheme"),
+            ("10.0.0.1:2379:1", "is no etcd endpoint"),
             ("unix:///run/etcd", "is no etcd endpoint"),
             ("tcp://10.0.0.1:2379", "cannot be spoken"),
             ("http://", "is no etcd endpoint"),
@@ -162,6 +168,17 @@ mod tests {
             let error = options(text).uris().unwrap_err().to_string();
             assert!(error.contains(why), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn an_endpoint_without_a_scheme_is_spoken_to_by_tls_where_there_are_certificates() {
+        let options = |ca_file| EtcdOptions {
+            endpoints: vec!["10.0.0.1:2379".into()],
+            ca_file,
+            ..EtcdOptions::default()
+        };
+        assert_eq!(options(None).uris().unwrap()[0].to_string(), "http://10.0.0.1:2379/");
+        assert_eq!(options(Some("/ca".into())).uris().unwrap()[0].to_string(), "https://10.0.0.1:2379/");
     }
 
     #[test]
