@@ -88,15 +88,19 @@ fn ownership(files: &Files) -> Result<Ownership> {
     Ok(ownership.of_instance(&Instance::of(&files.subnet)))
 }
 
-/// VXLAN devices that are called as flannel calls its own.
+/// Devices of the kinds that flannel makes, which are called as it calls its own.
 fn flannel_devices(observed: &Observed) -> BTreeSet<LinkName> {
-    let is_flannels = |name: &str| {
-        let id = name.strip_prefix("flannel.").or_else(|| name.strip_prefix("flannel-v6."));
-        id.is_some_and(|id| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit()))
+    let numbered = |id: &str| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit());
+    let is_flannels = |name: &str, kind: &ObservedLinkKind| match kind {
+        ObservedLinkKind::Vxlan { .. } => {
+            name.strip_prefix("flannel.").or_else(|| name.strip_prefix("flannel-v6.")).is_some_and(numbered)
+        }
+        ObservedLinkKind::Tun { frames, .. } => name == "flannel0" && !frames,
+        // As kernels before 4.17 say it.
+        ObservedLinkKind::Other(kind) => name == "flannel0" && kind == "tun",
     };
-    let vxlans =
-        observed.links.iter().filter(|(_, link)| matches!(link.kind, ObservedLinkKind::Vxlan { .. }));
-    vxlans.map(|(name, _)| *name).filter(|name| is_flannels(name.as_str())).collect()
+    let flannels = observed.links.iter().filter(|(name, link)| is_flannels(name.as_str(), &link.kind));
+    flannels.map(|(name, _)| *name).collect()
 }
 
 /// Everything that is ours goes; what is on a device goes with it.
@@ -177,7 +181,22 @@ mod tests {
         for name in ["flannel.1", "flannel-v6.4096", "flannel.", "flannel.x", "flannel0", "vxlan1"] {
             observed.links.insert(name.parse().unwrap(), vxlan());
         }
-        let names: Vec<String> = flannel_devices(&observed).iter().map(LinkName::to_string).collect();
-        assert_eq!(names, ["flannel-v6.4096", "flannel.1"]);
+        fn names(observed: &Observed) -> Vec<String> {
+            flannel_devices(observed).iter().map(LinkName::to_string).collect()
+        }
+        assert_eq!(names(&observed), ["flannel-v6.4096", "flannel.1"]);
+        let tun = |frames| ObservedLinkKind::Tun { frames, multi_queue: true };
+        for kind in [tun(false), ObservedLinkKind::Other("tun".to_owned())] {
+            for link in observed.links.values_mut() {
+                link.kind.clone_from(&kind);
+            }
+            assert_eq!(names(&observed), ["flannel0"], "{kind:?}");
+        }
+        for kind in [tun(true), ObservedLinkKind::Other("bridge".to_owned())] {
+            for link in observed.links.values_mut() {
+                link.kind.clone_from(&kind);
+            }
+            assert_eq!(names(&observed), [""; 0], "{kind:?}");
+        }
     }
 }

@@ -321,6 +321,17 @@ mod tests {
     }
 
     #[test]
+    fn a_device_of_the_backend_before_is_told() {
+        let seen = Seen { links: links(&["flannel0", "flannel.1"]), ..Seen::default() };
+        assert_eq!(said(&seen), ["another flannel: the device flannel0"]);
+        let network = Network { links: vec!["flannel0".to_owned()], ..Network::default() };
+        let udp = Status { network: Some(network), ..node() };
+        let found = recognise(&seen, &udp);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].remedy.ends_with("`ip link delete flannel.1`"), "{found:?}");
+    }
+
+    #[test]
     fn a_flannel_inside_of_k3s_is_known_by_its_file_and_its_chains() {
         let seen = Seen {
             links: links(&["flannel.1", "flannel-wg"]),

@@ -120,3 +120,18 @@ fn cleanup_waits_for_flanneld_to_end_and_leaves_what_is_not_ours() {
     assert_eq!(tables.trim(), "table ip mine");
     assert!(stdout(&lab.on_node1(&["cleanup"])).contains("nothing of flannel"));
 }
+
+#[test]
+fn cleanup_knows_the_device_of_udp_where_no_status_is_left() {
+    let Some(lab) = Lab::up("cleanudp", &["--nodes", "1", "--pods", "0", "--backend", "udp"]) else { return };
+    lab.run("break", &["kill"]);
+    lab.run("exec", &["node1", "ip", "tuntap", "add", "flannel1", "mode", "tun"]);
+    lab.run("exec", &["node1", "sh", "-c", "rm ${FLANNELD_SUBNET_FILE%/*}/status.json"]);
+    let cleaned = lab.on_node1(&["cleanup"]);
+    assert!(cleaned.status.success(), "{cleaned:?}");
+    assert!(stdout(&cleaned).contains("ip link delete flannel0"), "{cleaned:?}");
+    let links = lab.run("exec", &["node1", "ip", "link"]);
+    assert!(!links.contains("flannel0") && links.contains("flannel1"), "{links}");
+    let routes = lab.run("exec", &["node1", "ip", "route"]);
+    assert!(!routes.contains("proto 102"), "{routes}");
+}
