@@ -10,7 +10,7 @@ use crate::checksum::{Sum, pseudo_header};
 use crate::counters::Counters;
 use crate::incoming::{Incoming, Inward, SLOT, SLOTS};
 use crate::outgoing::{Bundle, Families, Outgoing, Outward};
-use crate::packet::{Header, TCP, UDP};
+use crate::packet::{Header, TCP, UDP, header_is_right};
 use crate::peers::Peers;
 
 /// What a message is made of: its length, the size of its datagrams, and whether it is mended.
@@ -40,7 +40,7 @@ pub fn packets(data: &[u8]) {
 
     let mut incoming = Incoming::new();
     let counters = Counters::default();
-    let mut slot = 0;
+    let (mut slot, mut taken) = (0, 0);
     while let Some((head, after)) = rest.split_first_chunk::<HEAD>().filter(|_| slot < SLOTS) {
         let length = usize::from(u16::from_le_bytes([head[0], head[1]])).min(after.len()).min(SLOT);
         let (message, after) = after.split_at(length);
@@ -57,9 +57,14 @@ pub fn packets(data: &[u8]) {
             subnet(2).ipv4.expect("just made").into()
         });
         incoming.take(slot, (length, segment), from, &inward, &counters);
+        taken += if segment == 0 { 1 } else { length.div_ceil(segment).max(1) };
         slot += 1;
     }
     incoming.seal();
+    let dropped: u64 = counters.traffic().drops().map(|(_, count)| count).sum();
+    let passed: usize = incoming.frames().map(|(_, packets, ..)| packets).sum();
+    assert_eq!(passed as u64 + dropped, taken as u64, "each datagram is passed on or counted");
+    let mut outgoing = Outgoing::new();
     let mut frames = vec![data.to_vec()];
     for (virtio, packets, length, pieces) in incoming.frames() {
         let mut octets: Vec<u8> = pieces.flatten().copied().collect();
@@ -71,13 +76,34 @@ pub fn packets(data: &[u8]) {
         aim(&mut octets, 2);
         let mut frame = if outward.virtio { virtio.write().to_vec() } else { Vec::new() };
         frame.extend(octets);
+        if packets > 1 && header.ttl > 1 {
+            comes_apart(&frame, packets, &mut outgoing, &outward);
+        }
         frames.push(frame);
     }
-    send(&frames, &outward);
+    send(&frames, &mut outgoing, &outward);
 }
 
-fn send(frames: &[Vec<u8>], outward: &Outward<'_>) {
-    let mut outgoing = Outgoing::new();
+/// What was put together of so many packets is cut into as many, with right checksums.
+fn comes_apart(frame: &[u8], packets: usize, outgoing: &mut Outgoing, outward: &Outward<'_>) {
+    outgoing.room().expect("it is empty")[..frame.len()].copy_from_slice(frame);
+    outgoing.take(frame.len(), outward, &Counters::default());
+    let mut count = 0;
+    for bundle in outgoing.bundles() {
+        for datagram in outgoing.datagrams(bundle) {
+            let packet: Vec<u8> = outgoing.pieces(&datagram).flatten().copied().collect();
+            let header = Header::read(&packet).expect("what was cut can be read");
+            let upper = &packet[header.payload..];
+            let pseudo = pseudo_header(header.source, header.destination, header.protocol, upper.len());
+            assert!(header_is_right(&packet, &header) && pseudo.add(upper).is_right());
+            count += 1;
+        }
+    }
+    assert_eq!(count, packets);
+    outgoing.clear();
+}
+
+fn send(frames: &[Vec<u8>], outgoing: &mut Outgoing, outward: &Outward<'_>) {
     let counters = Counters::default();
     for frame in frames {
         let Some(room) = outgoing.room() else { break };
@@ -166,6 +192,24 @@ mod tests {
                 packet[0] = if kind == 0 { 0x60 } else { 0x45 };
                 let protocol = if kind == 0 { 6 } else { 9 };
                 packet[protocol] = if kind == 1 { TCP } else { UDP };
+                made.extend(packet);
+            }
+            packets(&made);
+        }
+
+        /// Messages of many like datagrams, most of which are put together.
+        #[test]
+        fn what_belongs_together_comes_apart_again(ipv6: bool, size in 7u8..130, count in 1usize..60, octet: u8) {
+            let mut made = vec![if ipv6 { 0xff } else { 0xdf }];
+            made.extend(((usize::from(size) * 8 * count) as u16).to_le_bytes());
+            made.extend([size, 1]);
+            for _ in 0..count {
+                let mut packet = vec![octet; usize::from(size) * 8];
+                packet[0] = if ipv6 { 0x60 } else { 0x45 };
+                packet[if ipv6 { 6 } else { 9 }] = UDP;
+                if !ipv6 {
+                    packet[6..8].copy_from_slice(&[0x40, 0]);
+                }
                 made.extend(packet);
             }
             packets(&made);
