@@ -251,9 +251,11 @@ impl<R: Registry> Keeper<'_, R> {
         }
     }
 
+    /// Whether the record is another than the one found, or can be made again where none was.
     fn differs(&self, leases: Option<&LeaseSet>) -> bool {
         let Some(leases) = leases else { return false };
-        leases.get(&self.kept.lease.subnets).map(|lease| &**lease) != self.found.as_ref()
+        let is_free = self.found.is_none() && self.obstacle(Some(leases)).is_none();
+        is_free || leases.get(&self.kept.lease.subnets).map(|lease| &**lease) != self.found.as_ref()
     }
 }
 

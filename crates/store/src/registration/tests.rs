@@ -441,8 +441,10 @@ async fn subnets_that_were_leased_elsewhere_meanwhile_are_not_taken_back() {
     let lost = node.until("reported", |kept| kept.state != KeptState::Held).await;
     let KeptState::Lost { reason } = lost.state else { panic!("{lost:?}") };
     assert!(reason.contains("192.0.2.2"), "{reason}");
+    let freed = Instant::now();
     memory.revoke(&wider);
     node.until("taken again when free", |kept| kept.state == KeptState::Held).await;
+    assert!(freed.elapsed() < Duration::from_secs(1), "{:?}", freed.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
