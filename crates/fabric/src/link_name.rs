@@ -27,7 +27,8 @@ impl FromStr for LinkName {
     type Err = LinkNameError;
 
     fn from_str(text: &str) -> Result<LinkName, LinkNameError> {
-        let forbidden = |c: char| c == '/' || c == ':' || c.is_whitespace();
+        // The kernel would read no further than a NUL, and take another name.
+        let forbidden = |c: char| matches!(c, '/' | ':' | '\0') || c.is_whitespace();
         if text.is_empty() || text.len() > 15 || text == "." || text == ".." || text.contains(forbidden) {
             return Err(LinkNameError(text.to_owned()));
         }
@@ -56,7 +57,7 @@ mod tests {
     #[test]
     fn only_names_the_kernel_takes() {
         assert_eq!("flannel.1".parse::<LinkName>().unwrap().as_str(), "flannel.1");
-        for bad in ["", "sixteen-letters!", "a/b", "a:b", "a b", ".", ".."] {
+        for bad in ["", "sixteen-letters!", "a/b", "a:b", "a b", "a\0b", ".", ".."] {
             assert!(bad.parse::<LinkName>().is_err(), "{bad:?} was taken");
         }
     }
