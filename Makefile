@@ -75,12 +75,14 @@ fuzz: ## Fuzz what reads packets of others, FUZZ_SECONDS=3600 each (nightly Rust
 	@cd fuzz && for target in $$($(CARGO) +nightly fuzz list); do \
 	  $(CARGO) +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; done
 
-bench: build ## Measure everything; tables, target/bench.json and benches/charts (see benches/README.md)
-	$(CARGO) build --release -p flannel-rs-benches
+BENCHES ?= traffic convergence pass repair cni kubernetes cluster
+bench: setup build ## Measure everything; tables, target/bench.json and benches/charts (see benches/README.md)
+	$(CARGO) build --release --workspace --bins
 	@rm -f target/bench.json
-	@for bench in traffic convergence pass repair cni; do \
-		BENCH_JSON=$(CURDIR)/target/bench.json .ci/as-root $(RELEASE)/bench-$$bench || exit 1; done
-	@$(RELEASE)/bench-report target/bench.json benches/charts > target/bench.md
+	@failed=; for bench in $(BENCHES); do \
+		BENCH_JSON=$(CURDIR)/target/bench.json .ci/as-root $(RELEASE)/bench-$$bench || failed="$$failed $$bench"; done; \
+	$(RELEASE)/bench-report target/bench.json benches/charts > target/bench.md || exit 1; \
+	[ -z "$$failed" ] || { echo "bench: these failed, see above:$$failed" >&2; exit 1; }
 	@echo "Tables of the whole run: target/bench.md. To keep it: cp target/bench.json benches/results.json"
 
 BEFORE ?= benches/results.json

@@ -2,14 +2,16 @@
 
 use std::env;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use lab::{Binaries, Process, wait_for};
+use anyhow::{Context, Result, bail, ensure};
+use lab::{Binaries, Namespace, Process, wait_for};
 use rustix::process::Signal;
 
 use crate::rig::Node;
@@ -132,19 +134,40 @@ impl Running {
 
     /// Processor time spent so far, in user and kernel mode, all threads.
     pub fn processor_time(&self) -> Result<Duration> {
-        /// `USER_HZ`, which is 100 on every architecture that flannel runs on.
-        const TICK: Duration = Duration::from_millis(10);
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.pid()))?;
-        // Fields 14 and 15; the second, the program's name, may hold blanks. See proc_pid_stat(5).
-        let fields = stat.rsplit_once(')').context("no name in /proc/<pid>/stat")?.1.split_ascii_whitespace();
-        let ticks: u32 = fields.skip(11).take(2).filter_map(|field| field.parse::<u32>().ok()).sum();
-        Ok(TICK * ticks)
+        Ok(kernel::process::processor_time(self.process.pid())?)
+    }
+
+    /// Waits until it has finished what it was doing: for a while it has spent next to nothing. For one that
+    /// never does, it waits no longer than ten seconds.
+    pub fn settle(&self) {
+        const WHILE: Duration = Duration::from_millis(200);
+        const NEXT_TO_NOTHING: Duration = Duration::from_millis(1);
+        let _ = wait_for("the daemon to settle", Duration::from_secs(10), || {
+            let before = self.processor_time()?;
+            thread::sleep(WHILE);
+            let spent = self.processor_time()? - before;
+            ensure!(spent < NEXT_TO_NOTHING, "it spends {spent:?} in {WHILE:?}");
+            Ok(())
+        });
     }
 
     /// Kills it the hard way.
     pub fn kill(mut self) -> Result<()> {
         self.process.end(Signal::KILL, Duration::from_secs(5))
     }
+}
+
+/// Takes away from a node what a flanneld with vxlan has left on it, whose `subnet.env` is this one.
+pub fn forget(node: &Namespace, subnet_file: &Path) -> Result<()> {
+    node.run(&["ip", "link", "delete", "flannel.1"])?;
+    node.run(&["nft", "flush", "ruleset"])?;
+    for file in [subnet_file, &subnet_file.with_file_name("leases.json")] {
+        match fs::remove_file(file) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 impl Drop for Running {

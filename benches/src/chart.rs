@@ -1,7 +1,8 @@
 //! Charts: the figures of a story as SVG, a group of bars for each thing measured.
 //!
 //! Each group has a scale of its own, since units differ; the number is beside the bar, and a thin line
-//! shows between which values the samples lie.
+//! shows between which values the samples lie. Colours are the chart's own, background included, so that it
+//! looks the same on a dark page and on a light one.
 
 use std::fmt::Write as _;
 
@@ -12,6 +13,7 @@ const LABELS: f64 = 110.0;
 const NUMBERS: f64 = 230.0;
 const BAR: f64 = 16.0;
 const GAP: f64 = 6.0;
+const LEGEND: &str = "Bars: medians, each group with a scale of its own. Thin lines, and numbers in parentheses: least and most.";
 const COLORS: [&str; 6] = ["#4c78a8", "#f58518", "#54a24b", "#b279a2", "#9d755d", "#e45756"];
 
 /// The chart of a story; empty where there is nothing to show.
@@ -22,7 +24,7 @@ pub fn chart(story: &str, figures: &[&Figure]) -> String {
     let mut y = 34.0;
     for name in names {
         let group: Vec<&&Figure> = figures.iter().filter(|figure| figure.name == name).collect();
-        let most = group.iter().map(|it| bounds(it).1.max(it.median())).fold(f64::MIN_POSITIVE, f64::max);
+        let most = group.iter().map(|it| it.range().1.max(it.median())).fold(f64::MIN_POSITIVE, f64::max);
         let scale = (WIDTH - LABELS - NUMBERS) / most;
         let better = match group.first().map(|figure| figure.better) {
             Some(Better::Less) => "less is better",
@@ -37,22 +39,16 @@ pub fn chart(story: &str, figures: &[&Figure]) -> String {
         }
         y += 10.0;
     }
+    text(&mut body, (8.0, y + 6.0), "note", LEGEND);
+    y += 18.0;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{y:.0}\" viewBox=\"0 0 {WIDTH} {y:.0}\">\n\
          <style>text {{ font: 12px sans-serif; fill: #222 }} .title {{ font-size: 15px; font-weight: bold }} \
-         .group {{ font-weight: bold }}</style>\n\
+         .group {{ font-weight: bold }} .note {{ font-size: 11px; fill: #555 }}</style>\n\
          <rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n"
     );
     text(&mut svg, (8.0, 20.0), "title", story);
     svg + &body + "</svg>\n"
-}
-
-/// Between which values the samples lie, if there is more than one.
-fn bounds(figure: &Figure) -> (f64, f64) {
-    match figure.samples.len() {
-        0 | 1 => (figure.median(), figure.median()),
-        _ => figure.range(),
-    }
 }
 
 fn bar(svg: &mut String, y: f64, scale: f64, figure: &Figure, color: &str) {
@@ -60,7 +56,7 @@ fn bar(svg: &mut String, y: f64, scale: f64, figure: &Figure, color: &str) {
     if !median.is_finite() {
         return;
     }
-    let (least, most) = bounds(figure);
+    let (least, most) = figure.range();
     let width = (median * scale).max(0.5);
     text(svg, (8.0, y + 12.0), "", &figure.variant);
     // A String takes all that is written to it.
@@ -92,6 +88,7 @@ mod tests {
             unit: "Gbit/s".to_owned(),
             better: Better::More,
             samples: samples.to_vec(),
+            note: None,
         }
     }
 

@@ -10,14 +10,19 @@
 
 mod agent;
 pub mod chart;
+mod claim;
 mod etcd;
+mod quiet;
 mod report;
 mod rig;
 mod routes;
 pub mod run;
+pub mod stand_in;
 
-pub use agent::{Agent, Running, agents, cni_directories};
+pub use agent::{Agent, Running, agents, cni_directories, forget};
+pub use claim::Claim;
 pub use etcd::Etcd;
-pub use report::{Report, Samples, heading};
+pub use quiet::{await_lock, await_quiet};
+pub use report::{Report, Samples, begin};
 pub use rig::{Node, Rig};
 pub use routes::RouteWatch;

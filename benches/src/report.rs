@@ -10,9 +10,13 @@ use anyhow::Result;
 
 use crate::run::{Better, Figure, Run};
 
-/// Durations of one kind.
+/// Durations of one kind, in the order in which they were measured.
 #[derive(Debug, Clone, Default)]
 pub struct Samples(Vec<Duration>);
+
+/// Into how many parts of equal length samples are divided, of each of which the file of a run has a figure:
+/// how far those lie apart is how much the machine changed in the meantime.
+const PARTS: usize = 6;
 
 impl Samples {
     /// Adds one.
@@ -22,25 +26,30 @@ impl Samples {
 
     /// The value that this many percent do not exceed (nearest rank).
     pub fn percentile(&self, percent: usize) -> Duration {
-        let mut sorted = self.0.clone();
-        sorted.sort();
-        let rank = (sorted.len() * percent).div_ceil(100).max(1);
-        sorted.get(rank - 1).copied().unwrap_or_default()
+        percentile(&self.0, percent)
     }
 
-    /// `p50 (worst)` in milliseconds.
-    pub fn median_and_worst(&self) -> String {
-        format!("{} ({})", milliseconds(self.percentile(50)), milliseconds(self.percentile(100)))
+    /// `p50 (this one)` in milliseconds.
+    fn median_and(&self, percent: usize) -> String {
+        format!("{} ({})", milliseconds(self.percentile(50)), milliseconds(self.percentile(percent)))
     }
 
-    /// `p50 (p99)` in milliseconds.
-    pub fn median_and_tail(&self) -> String {
-        format!("{} ({})", milliseconds(self.percentile(50)), milliseconds(self.percentile(99)))
+    /// A percentile of each part, in milliseconds.
+    fn of_parts(&self, percent: usize) -> Vec<f64> {
+        let parts = self.0.chunks(self.0.len().div_ceil(PARTS).max(1));
+        parts.map(|part| in_milliseconds(percentile(part, percent))).collect()
     }
 }
 
+fn percentile(samples: &[Duration], percent: usize) -> Duration {
+    let mut sorted = samples.to_vec();
+    sorted.sort();
+    let rank = (sorted.len() * percent).div_ceil(100).max(1);
+    sorted.get(rank - 1).copied().unwrap_or_default()
+}
+
 /// A table with a row per figure and a column per program.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Report {
     story: String,
     figures: Vec<Figure>,
@@ -50,7 +59,13 @@ pub struct Report {
 }
 
 impl Report {
-    /// Enters a cell, and shows it on standard error as progress.
+    /// A table of this story, whose figures also go into the file of the run.
+    pub fn of(story: &str) -> Report {
+        let story = story.to_owned();
+        Report { story, figures: Vec::new(), rows: Vec::new(), columns: Vec::new(), cells: BTreeMap::new() }
+    }
+
+    /// Enters a cell that is no figure, and shows it on standard error as progress.
     pub fn set(&mut self, row: &str, column: &str, cell: impl Into<String>) {
         let cell = cell.into();
         let _ = writeln!(io::stderr(), "{column}: {row}: {cell}");
@@ -58,33 +73,56 @@ impl Report {
         self.cells.insert(at, cell);
     }
 
-    /// A table of this story, whose durations also go into the file of the run.
-    pub fn of(story: &str) -> Report {
-        Report { story: story.to_owned(), ..Report::default() }
-    }
-
-    /// Enters a duration.
-    pub fn set_duration(&mut self, row: &str, column: &str, duration: Duration) {
-        self.set(row, column, milliseconds(duration));
-        self.note((row, "ms"), column, vec![duration.as_secs_f64() * 1e3]);
+    /// Enters durations, each of a whole measurement.
+    pub fn set_durations(&mut self, row: &str, column: &str, durations: &[Duration]) {
+        let samples: Vec<f64> = durations.iter().copied().map(in_milliseconds).collect();
+        self.set_quantities((row, "ms"), column, &samples);
     }
 
     /// Enters median and worst of samples.
     pub fn set_samples(&mut self, row: &str, column: &str, samples: &Samples) {
-        self.set(&format!("{row}, p50 (worst)"), column, samples.median_and_worst());
-        for (which, percent) in [("p50", 50), ("worst", 100)] {
-            let value = samples.percentile(percent).as_secs_f64() * 1e3;
-            self.note((&format!("{row}, {which}"), "ms"), column, vec![value]);
-        }
+        self.set(&format!("{row}, p50 (worst)"), column, samples.median_and(100));
+        self.note_parts(row, column, samples);
     }
 
-    /// Enters a quantity of which less is better.
+    /// Enters median and 99th percentile of samples.
+    pub fn set_tail(&mut self, row: &str, column: &str, samples: &Samples) {
+        self.set(&format!("{row}, p50 (p99)"), column, samples.median_and(99));
+        self.note_parts(row, column, samples);
+    }
+
+    fn note_parts(&mut self, row: &str, column: &str, samples: &Samples) {
+        self.note((&format!("{row}, p50"), "ms"), column, samples.of_parts(50));
+        let many = samples.0.len().div_ceil(PARTS);
+        self.note((&format!("{row}, worst of {many}"), "ms"), column, samples.of_parts(100));
+    }
+
+    /// Enters a quantity of which less is better, measured once.
     pub fn set_quantity(&mut self, row: &str, column: &str, quantity: f64, unit: &str) {
-        self.set(row, column, format!("{} {unit}", crate::run::number(quantity)));
-        self.note((row, unit), column, vec![quantity]);
+        self.set_quantities((row, unit), column, &[quantity]);
     }
 
-    fn note(&mut self, (row, unit): (&str, &str), column: &str, samples: Vec<f64>) {
+    /// Enters a quantity of which less is better, measured a few times.
+    pub fn set_quantities(&mut self, (row, unit): (&str, &str), column: &str, samples: &[f64]) {
+        let figure = self.note((row, unit), column, samples.to_vec()).shown();
+        self.set(row, column, figure);
+    }
+
+    /// Enters how many of all were lost, counted a few times.
+    pub fn set_counts(&mut self, (row, unit): (&str, &str), column: &str, counts: &[u32], of: u32) {
+        self.note((row, unit), column, counts.iter().copied().map(f64::from).collect());
+        self.set(row, column, format!("{} of {of}", counts.iter().sum::<u32>()));
+    }
+
+    /// Enters that something did not come to pass in the time that was given to it.
+    pub fn set_never(&mut self, row: &str, column: &str, patience: Duration) {
+        let figure = self.note((row, "ms"), column, vec![in_milliseconds(patience)]);
+        figure.note = Some(format!("not within {patience:?}"));
+        let figure = figure.shown();
+        self.set(row, column, figure);
+    }
+
+    fn note(&mut self, (row, unit): (&str, &str), column: &str, samples: Vec<f64>) -> &mut Figure {
         self.figures.push(Figure {
             story: self.story.clone(),
             name: row.to_owned(),
@@ -92,14 +130,14 @@ impl Report {
             unit: unit.to_owned(),
             better: Better::Less,
             samples,
+            note: None,
         });
+        self.figures.last_mut().expect("one was just put there")
     }
 
     /// Prints the table on standard output, and adds its figures to the file of the run.
     pub fn print(&self) -> Result<()> {
-        if !self.story.is_empty() {
-            Run::add_to_file(&self.figures)?;
-        }
+        Run::add_to_file(&self.figures)?;
         let mut text =
             format!("\n| | {} |\n|---|{}\n", self.columns.join(" | "), "---|".repeat(self.columns.len()));
         for (row, name) in self.rows.iter().enumerate() {
@@ -114,8 +152,11 @@ impl Report {
     }
 }
 
-/// Prints what the figures below were measured on.
-pub fn heading(what: &str) -> Result<()> {
+/// Begins a bench: takes away what a killed one left behind, waits until the kernel has done its work for the
+/// one before, and prints what the figures below are measured on.
+pub fn begin(what: &str) -> Result<()> {
+    crate::claim::sweep()?;
+    crate::quiet::await_quiet()?;
     writeln!(io::stdout().lock(), "### {what}\n\n{}", machine())?;
     Ok(())
 }
@@ -133,8 +174,16 @@ pub(crate) fn machine() -> String {
 }
 
 fn milliseconds(duration: Duration) -> String {
-    let milliseconds = duration.as_secs_f64() * 1e3;
-    if milliseconds < 100.0 { format!("{milliseconds:.1} ms") } else { format!("{milliseconds:.0} ms") }
+    let milliseconds = in_milliseconds(duration);
+    match milliseconds {
+        few if few < 1.0 => format!("{few:.2} ms"),
+        some if some < 100.0 => format!("{some:.1} ms"),
+        many => format!("{many:.0} ms"),
+    }
+}
+
+fn in_milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
 }
 
 fn index(names: &mut Vec<String>, name: &str) -> usize {
@@ -149,6 +198,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_figures_of_samples_are_of_equal_parts() {
+        let mut report = Report::of("story");
+        let mut samples = Samples::default();
+        (1..=12).for_each(|milliseconds| samples.push(Duration::from_millis(milliseconds)));
+        report.set_samples("ADD", "ours", &samples);
+        let [middle, worst] = &report.figures[..] else { panic!("{:?}", report.figures) };
+        assert_eq!(
+            (middle.name.as_str(), &middle.samples[..]),
+            ("ADD, p50", &[1.0, 3.0, 5.0, 7.0, 9.0, 11.0][..])
+        );
+        assert_eq!(
+            (worst.name.as_str(), &worst.samples[..]),
+            ("ADD, worst of 2", &[2.0, 4.0, 6.0, 8.0, 10.0, 12.0][..])
+        );
+        report.set_samples("nothing", "ours", &Samples::default());
+        report.set_never("route deleted", "original", Duration::from_secs(5));
+        let never = report.figures.last().unwrap();
+        assert_eq!((never.shown().as_str(), never.median()), ("not within 5s", 5000.0));
+    }
+
+    #[test]
     fn percentiles_are_by_nearest_rank() {
         let mut samples = Samples::default();
         for milliseconds in [5, 1, 4, 2, 3] {
@@ -156,6 +226,6 @@ mod tests {
         }
         assert_eq!(samples.percentile(50), Duration::from_millis(3));
         assert_eq!(samples.percentile(100), Duration::from_millis(5));
-        assert_eq!(samples.median_and_worst(), "3.0 ms (5.0 ms)");
+        assert_eq!(samples.median_and(100), "3.0 ms (5.0 ms)");
     }
 }

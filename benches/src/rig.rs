@@ -11,13 +11,12 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 use ipnet::Ipv4Net;
 use lab::Namespace;
-use tempfile::TempDir;
 
+use crate::claim::Claim;
 use crate::etcd::Etcd;
 
 const SWITCH: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 254);
@@ -27,10 +26,8 @@ const SWITCH: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 254);
 pub struct Rig {
     etcd: Etcd,
     nodes: Vec<Node>,
-    pods: Vec<Namespace>,
     switch: Namespace,
-    directory: TempDir,
-    name: String,
+    claim: Claim,
 }
 
 /// A node of a [`Rig`].
@@ -43,21 +40,18 @@ pub struct Node {
 impl Rig {
     /// A rig with this many nodes and this net-conf.json in its etcd.
     pub fn new(nodes: u8, net_conf: &str) -> Result<Rig> {
-        static RIGS: AtomicU32 = AtomicU32::new(0);
-        let name = format!("fb{}-{}", std::process::id(), RIGS.fetch_add(1, Ordering::Relaxed));
-        let directory = tempfile::Builder::new().prefix("flannel-bench-").tempdir()?;
-        let switch = Namespace::create(&format!("{name}-switch"))?;
+        let claim = Claim::new()?;
+        let switch = claim.namespace("switch")?;
         for command in
             ["link add br0 type bridge", "link set br0 up", "address add 192.168.64.254/24 dev br0"]
         {
             ip(&switch, command)?;
         }
-        let nodes = (1..=nodes)
-            .map(|number| Node::plug_in(&name, number, &switch, directory.path()))
-            .collect::<Result<Vec<_>>>()?;
-        let mut etcd = Etcd::start(&switch, IpAddr::V4(SWITCH), directory.path())?;
+        let nodes =
+            (1..=nodes).map(|number| Node::plug_in(&claim, number, &switch)).collect::<Result<Vec<_>>>()?;
+        let mut etcd = Etcd::start(&switch, IpAddr::V4(SWITCH), &claim.directory())?;
         etcd.put("/coreos.com/network/config", net_conf)?;
-        Ok(Rig { etcd, nodes, pods: Vec::new(), switch, directory, name })
+        Ok(Rig { etcd, nodes, switch, claim })
     }
 
     /// A node, from 1.
@@ -75,20 +69,14 @@ impl Rig {
         &self.switch
     }
 
-    /// A directory for whatever a bench needs.
-    pub fn directory(&self) -> &Path {
-        self.directory.path()
-    }
-
     /// Attaches a pod to a node by hand and returns its namespace and address.
-    pub fn attach(&mut self, number: usize) -> Result<(Namespace, Ipv4Addr)> {
+    pub fn attach(&self, number: usize) -> Result<(Namespace, Ipv4Addr)> {
         let node = self.node(number).namespace.clone();
         let subnet = self.node(number).subnet()?;
         let gateway = Ipv4Addr::from(u32::from(subnet.network()) + 1);
         let address = Ipv4Addr::from(u32::from(subnet.network()) + 2);
         let len = subnet.prefix_len();
-        let pod = Namespace::create(&format!("{}-pod{number}", self.name))?;
-        self.pods.push(pod.clone());
+        let pod = self.claim.namespace(&format!("pod{number}"))?;
         for command in [
             "link add cni0 type bridge".to_owned(),
             "link set cni0 up".to_owned(),
@@ -109,19 +97,9 @@ impl Rig {
     }
 }
 
-impl Drop for Rig {
-    fn drop(&mut self) {
-        for namespace in
-            self.pods.iter().chain(self.nodes.iter().map(|node| &node.namespace)).chain([&self.switch])
-        {
-            let _ = namespace.destroy();
-        }
-    }
-}
-
 impl Node {
-    fn plug_in(rig: &str, number: u8, switch: &Namespace, directory: &Path) -> Result<Node> {
-        let namespace = Namespace::create(&format!("{rig}-n{number}"))?;
+    fn plug_in(claim: &Claim, number: u8, switch: &Namespace) -> Result<Node> {
+        let namespace = claim.namespace(&format!("n{number}"))?;
         let port = format!("port{number}");
         ip(switch, &format!("link add {port} type veth peer name eth0 netns {}", namespace.name()))?;
         ip(switch, &format!("link set {port} master br0 up"))?;
@@ -129,7 +107,7 @@ impl Node {
         ip(&namespace, &format!("address add 192.168.64.{number}/24 dev eth0"))?;
         ip(&namespace, &format!("route add default via {SWITCH}"))?;
         namespace.run(&["sysctl", "-qw", "net.ipv4.ip_forward=1"])?;
-        let directory = directory.join(format!("n{number}"));
+        let directory = claim.directory().join(format!("n{number}"));
         fs::create_dir_all(&directory)?;
         Ok(Node { namespace, directory })
     }

@@ -18,6 +18,10 @@ const RTM_NEWROUTE: u16 = 24;
 /// Lengths of `struct nlmsghdr` and `struct rtmsg`.
 const HEADERS: usize = 16 + 12;
 const RTA_DST: u16 = 1;
+/// Where `rtm_table` is.
+const TABLE: usize = 16 + 4;
+/// `RT_TABLE_LOCAL`: the node's own addresses.
+const LOCAL: u8 = 255;
 
 /// A subscription to the IPv4 routes of a namespace.
 #[derive(Debug)]
@@ -103,7 +107,7 @@ fn destinations(mut datagram: &[u8]) -> Vec<Ipv4Addr> {
     while let Some(length) = u32_at(datagram, 0).map(|length| length as usize)
         && (HEADERS..=datagram.len()).contains(&length)
     {
-        if u16_at(datagram, 4) == Some(RTM_NEWROUTE) {
+        if u16_at(datagram, 4) == Some(RTM_NEWROUTE) && datagram[TABLE] != LOCAL {
             found.extend(destination(&datagram[HEADERS..length]));
         }
         datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();

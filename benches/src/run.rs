@@ -14,10 +14,10 @@ use serde::{Deserialize, Serialize};
 
 /// Names the file that benches add their figures to.
 pub const FILE: &str = "BENCH_JSON";
-/// Medians that differ by less are alike, however quiet the machine was.
-const ALIKE: f64 = 0.05;
+/// Medians that differ by less are alike, however quiet the machine was: each run had its own moment.
+const ALIKE: f64 = 0.10;
 /// How far a single sample may be off, when nothing is known about its noise.
-const UNKNOWN_NOISE: f64 = 0.30;
+const UNKNOWN_NOISE: f64 = 0.50;
 
 /// The figures of a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -43,6 +43,9 @@ pub struct Figure {
     pub better: Better,
     /// The samples.
     pub samples: Vec<f64>,
+    /// What is to be read instead of them, where they are but a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// Which direction is the better one.
@@ -146,12 +149,12 @@ impl Figure {
         }
     }
 
-    /// Between which values the samples lie; around a single one, what is assumed of the noise.
+    /// Between which values the samples lie.
     pub fn range(&self) -> (f64, f64) {
         match self.sorted()[..] {
             [] => (f64::NAN, f64::NAN),
-            [one] => (one * (1.0 - UNKNOWN_NOISE), one * (1.0 + UNKNOWN_NOISE)),
             [least, .., most] => (least, most),
+            [one] => (one, one),
         }
     }
 
@@ -163,6 +166,9 @@ impl Figure {
 
     /// `9.31 Gbit/s (9.02–9.44)`
     pub fn shown(&self) -> String {
+        if let Some(note) = &self.note {
+            return note.clone();
+        }
         let (least, most) = self.range();
         let range = match self.samples.len() {
             0 | 1 => String::new(),
@@ -172,13 +178,17 @@ impl Figure {
     }
 }
 
-/// A difference is one where all samples of one run are better than all of the other, and the medians
-/// are not alike.
+/// A difference is one where all samples of one run are better than all of the other, and the medians lie
+/// farther apart than those samples that lie farthest apart in one run: of three samples each, all are better
+/// one time in twenty by chance alone.
 fn verdict(before: &Figure, after: &Figure) -> Verdict {
     let (was, is) = (before.median(), after.median());
     let ((was_least, was_most), (is_least, is_most)) = (before.range(), after.range());
     let (larger, smaller) = (is_least > was_most, is_most < was_least);
-    if !(larger || smaller) || (is - was).abs() <= ALIKE * was.abs() {
+    let unknown = before.samples.len() < 2 || after.samples.len() < 2;
+    let least_noise = if unknown { UNKNOWN_NOISE } else { ALIKE } * was.abs();
+    let noise = (was_most - was_least).max(is_most - is_least).max(least_noise);
+    if !(larger || smaller) || (is - was).abs() <= noise {
         return Verdict::Alike;
     }
     if larger == (before.better == Better::More) { Verdict::Improved } else { Verdict::Regressed }
@@ -212,6 +222,7 @@ mod tests {
             unit: "Gbit/s".to_owned(),
             better,
             samples: samples.to_vec(),
+            note: None,
         }
     }
 
@@ -221,7 +232,7 @@ mod tests {
         assert_eq!((odd.median(), odd.range()), (2.0, (1.0, 3.0)));
         assert_eq!(figure(Better::More, &[4.0, 1.0, 2.0, 3.0]).median(), 2.5);
         let one = figure(Better::More, &[10.0]);
-        assert_eq!((one.median(), one.range()), (10.0, (7.0, 13.0)));
+        assert_eq!((one.median(), one.range()), (10.0, (10.0, 10.0)));
         assert!(figure(Better::More, &[]).median().is_nan());
     }
 
@@ -231,12 +242,17 @@ mod tests {
             |better, before: &[f64], after: &[f64]| verdict(&figure(better, before), &figure(better, after));
         let (more, less) = (Better::More, Better::Less);
         assert_eq!(verdict(more, &[9.0, 10.0, 11.0], &[8.0, 8.5, 9.1]), Verdict::Alike, "ranges overlap");
-        assert_eq!(verdict(more, &[9.0, 10.0, 11.0], &[7.0, 8.0, 8.9]), Verdict::Regressed);
-        assert_eq!(verdict(less, &[9.0, 10.0, 11.0], &[7.0, 8.0, 8.9]), Verdict::Improved);
-        assert_eq!(verdict(less, &[9.0, 10.0, 11.0], &[11.5, 12.0, 13.0]), Verdict::Regressed);
+        assert_eq!(
+            verdict(more, &[9.0, 10.0, 11.0], &[7.5, 8.0, 8.9]),
+            Verdict::Alike,
+            "no more than the noise"
+        );
+        assert_eq!(verdict(more, &[9.0, 10.0, 11.0], &[7.0, 7.5, 8.5]), Verdict::Regressed);
+        assert_eq!(verdict(less, &[9.0, 10.0, 11.0], &[7.0, 7.5, 8.5]), Verdict::Improved);
+        assert_eq!(verdict(less, &[9.0, 10.0, 11.0], &[12.0, 12.5, 13.0]), Verdict::Regressed);
         assert_eq!(verdict(more, &[10.0, 10.1], &[9.8, 9.9]), Verdict::Alike, "quiet, and hardly a change");
-        assert_eq!(verdict(less, &[10.0], &[12.0]), Verdict::Alike, "single samples say little");
-        assert_eq!(verdict(less, &[10.0], &[20.0]), Verdict::Regressed);
+        assert_eq!(verdict(less, &[10.0], &[14.0]), Verdict::Alike, "single samples say little");
+        assert_eq!(verdict(less, &[10.0], &[16.0]), Verdict::Regressed);
         assert_eq!(verdict(more, &[], &[1.0]), Verdict::Alike, "nothing was measured");
     }
 

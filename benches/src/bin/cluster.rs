@@ -14,21 +14,24 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, ensure};
-use flannel_rs_benches::{Report, Samples, heading};
-use flannel_rs_tests::kubernetes::{Agent, Cluster, PATIENCE, PodSpec, Proxy, Shape, TestPod};
+use anyhow::{Context, Result, bail, ensure};
+use flannel_rs_benches::{Report, Samples, await_quiet, begin};
+use flannel_rs_tests::kubernetes::{self, Agent, Cluster, PATIENCE, PodSpec, Proxy, Shape, TestPod};
 use lab::{Lab, Topology, wait_for};
 
 const STARTS: usize = 3;
 const PODS: usize = 20;
 
 fn main() -> Result<()> {
-    heading("A cluster of two nodes, flanneld as a DaemonSet")?;
+    if !kubernetes::is_available() {
+        return Ok(());
+    }
+    begin("A cluster of two nodes, flanneld as a DaemonSet")?;
     let mut agents = vec![("ours", Agent::Ours)];
     if let Ok(original) = env::var("FLANNEL_ORIGINAL_DAEMONSET") {
         agents.push(("original", Agent::parse(&original)));
     }
-    let mut report = Report::of("cluster");
+    let mut report = Report::of("A Kubernetes cluster of two nodes");
     for (name, agent) in agents {
         measure(name, &agent, &mut report).with_context(|| format!("measuring {name}"))?;
     }
@@ -39,6 +42,7 @@ fn measure(column: &str, agent: &Agent, report: &mut Report) -> Result<()> {
     let shape = Shape { proxy: Proxy::Iptables, agent: agent.clone() };
     let (mut nodes, mut set) = (Samples::default(), Samples::default());
     for round in 1..=STARTS {
+        await_quiet()?;
         let start = Instant::now();
         let lab = Lab::up(None, Topology::vxlan(2))?;
         let cluster = Cluster::start(&lab, &shape)?;
@@ -75,7 +79,7 @@ fn pods(cluster: &Cluster<'_>, column: &str, report: &mut Report) -> Result<()> 
         // The runtime makes the namespace right before it calls the plugins.
         let namespace = fs::metadata(cluster.node(node).path("/run/netns"))?.modified()?;
         let address = newest_address(cluster, node)?;
-        let pod = TestPod { name, node, address, port: flannel_rs_tests::kubernetes::PORT };
+        let pod = TestPod { name, node, address, port: kubernetes::PORT };
         wait_for("the pod to answer", PATIENCE, || cluster.ask(&pod, "/"))?;
         if number >= 2 {
             answered.push(start.elapsed());
@@ -112,7 +116,10 @@ fn update(cluster: &Cluster<'_>, column: &str, report: &mut Report) -> Result<()
     cluster.roll_flannel()?;
     let lasted: Duration = start.elapsed();
     let said = cluster.ask(&pods[0], "/flow")?;
-    report.set_duration("a rolling update of both nodes", column, lasted);
-    report.set("… meanwhile packets: sent, lost; connections: opened, failed", column, said);
+    report.set_durations("a rolling update of both nodes", column, &[lasted]);
+    let numbers: Vec<u32> = said.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect();
+    let [sent, lost, opened, failed] = numbers[..] else { bail!("the pod says of its traffic: {said:?}") };
+    report.set_counts(("… meanwhile packets lost", "packets"), column, &[lost], sent);
+    report.set_counts(("… and connections that failed", "connections"), column, &[failed], opened);
     Ok(())
 }

@@ -11,7 +11,7 @@ use std::fmt;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,7 +19,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use flannel_rs_benches::{Report, Samples, cni_directories, heading};
+use flannel_rs_benches::{Claim, Report, Samples, await_lock, await_quiet, begin, cni_directories};
 use lab::Namespace;
 use rustix::net::{AddressFamily, SocketType, netdevice};
 use serde_json::{Value, json};
@@ -33,11 +33,11 @@ const PLUGINS: &str = "flannel bandwidth bridge dhcp dummy firewall host-device 
                        portmap ptp sbr static tap tuning vlan vrf";
 
 fn main() -> Result<()> {
-    heading("CNI: flannel + bridge + host-local, then portmap")?;
-    let scratch = tempfile::tempdir()?;
-    let mut report = Report::default();
+    begin("CNI: flannel + bridge + host-local, then portmap")?;
+    let scratch = Claim::new()?;
+    let mut report = Report::of("CNI");
     let mut nodes = Vec::new();
-    for (name, plugins) in cni_directories(scratch.path())? {
+    for (name, plugins) in cni_directories(&scratch.directory())? {
         let node = Node::new(name, plugins)?;
         // The first attachment makes the bridge, and the tables of the firewall.
         for verb in [Verb::Add, Verb::Del] {
@@ -45,13 +45,16 @@ fn main() -> Result<()> {
         }
         nodes.push(node);
     }
+    await_quiet()?;
     starts(&nodes, &mut report)?;
     one_at_a_time(&nodes, Ports::None, &mut report)?;
     one_at_a_time(&nodes, Ports::One, &mut report)?;
     eight_at_once(&nodes, Ports::None, &mut report)?;
     eight_at_once(&nodes, Ports::One, &mut report)?;
     for node in &nodes {
-        report.set("all plugins together", node.column, node.size()?);
+        let (megabytes, files) = node.size()?;
+        report.set_quantity("all plugins together", node.column, megabytes, "MB");
+        report.set("— files", node.column, files.to_string());
     }
     report.print()
 }
@@ -65,7 +68,7 @@ fn starts(nodes: &[Node], report: &mut Report) -> Result<()> {
         }
     }
     for (node, samples) in nodes.iter().zip(samples) {
-        report.set("one program start that does nothing, p50 (p99)", node.column, samples.median_and_tail());
+        report.set_tail("one program start that does nothing", node.column, &samples);
     }
     Ok(())
 }
@@ -90,33 +93,35 @@ fn one_at_a_time(nodes: &[Node], ports: Ports, report: &mut Report) -> Result<()
                 samples.entry((ROWS[2], column)).or_default().push(took.chain);
                 samples.entry((ROWS[3], column)).or_default().push(took.portmap);
                 samples.entry((ROWS[4], column)).or_default().push(start.elapsed());
+                // The kernel works on behind it, and the other program is not to wait for that.
+                await_lock()?;
             }
         }
     }
     for row in ROWS {
         for (column, node) in nodes.iter().enumerate() {
-            let cell = samples[&(row, column)].median_and_tail();
-            report.set(&format!("{row}, {ports}, p50 (p99)"), node.column, cell);
+            report.set_tail(&format!("{row}, {ports}"), node.column, &samples[&(row, column)]);
         }
     }
     Ok(())
 }
 
-/// Attaches and detaches all pods, eight at a time; the whole time divided by their number.
+/// Attaches and detaches all pods, eight at a time; the time of all divided by their number.
 fn eight_at_once(nodes: &[Node], ports: Ports, report: &mut Report) -> Result<()> {
-    let mut sums = vec![[Duration::ZERO; 2]; nodes.len()];
+    let mut each: BTreeMap<(&str, usize), Vec<Duration>> = BTreeMap::new();
+    let pods = u32::try_from(PODS)?;
     for _ in 0..ROUNDS {
-        for (node, sums) in nodes.iter().zip(&mut sums) {
-            sums[0] += node.all_at_once(Verb::Add, ports)?;
-            sums[1] += node.all_at_once(Verb::Del, ports)?;
+        for (column, node) in nodes.iter().enumerate() {
+            for verb in [Verb::Add, Verb::Del] {
+                let took = node.all_at_once(verb, ports)? / pods;
+                each.entry((verb.name(), column)).or_default().push(took);
+                await_lock()?;
+            }
         }
     }
-    let calls = u32::try_from(PODS * ROUNDS)?;
-    for (at, verb) in ["ADD", "DEL"].into_iter().enumerate() {
-        for (node, sums) in nodes.iter().zip(&sums) {
-            let row = format!("{verb}, {ports}, eight at once, per pod");
-            report.set_duration(&row, node.column, sums[at] / calls);
-        }
+    for ((verb, column), took) in each {
+        let row = format!("{verb}, {ports}, eight at once, per pod");
+        report.set_durations(&row, nodes[column].column, &took);
     }
     Ok(())
 }
@@ -127,7 +132,7 @@ struct Node {
     namespace: Namespace,
     pods: Vec<Namespace>,
     plugins: PathBuf,
-    directory: tempfile::TempDir,
+    claim: Claim,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -169,12 +174,11 @@ impl fmt::Display for Ports {
 
 impl Node {
     fn new(column: &'static str, plugins: PathBuf) -> Result<Node> {
-        let prefix = format!("fb{}-{column}", std::process::id());
-        let namespace = Namespace::create(&prefix)?;
-        let mut node = Node { column, namespace, pods: Vec::new(), plugins, directory: tempfile::tempdir()? };
-        for number in 0..PODS {
-            node.pods.push(Namespace::create(&format!("{prefix}-pod{number}"))?);
-        }
+        let claim = Claim::new()?;
+        let namespace = claim.namespace("node")?;
+        let pods = (0..PODS).map(|number| claim.namespace(&format!("pod{number}")));
+        let pods = pods.collect::<Result<_>>()?;
+        let node = Node { column, namespace, pods, plugins, claim };
         fs::write(
             node.subnet_file(),
             "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n",
@@ -275,7 +279,7 @@ impl Node {
     }
 
     /// Megabytes and files of all plugins, each counted once however many names it has.
-    fn size(&self) -> Result<String> {
+    fn size(&self) -> Result<(f64, usize)> {
         let mut sizes = BTreeMap::new();
         for name in PLUGINS.split_ascii_whitespace() {
             if let Ok(file) = fs::metadata(self.plugins.join(name)) {
@@ -284,10 +288,7 @@ impl Node {
         }
         #[expect(clippy::cast_precision_loss, reason = "a hundred megabytes fit a double")]
         let megabytes = sizes.values().sum::<u64>() as f64 / 1e6;
-        Ok(match sizes.len() {
-            1 => format!("{megabytes:.1} MB in one file"),
-            files => format!("{megabytes:.1} MB in {files} files"),
-        })
+        Ok((megabytes, sizes.len()))
     }
 
     fn flannel_conf(&self) -> Value {
@@ -307,15 +308,7 @@ impl Node {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        Path::join(self.directory.path(), name)
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        for namespace in self.pods.iter().chain([&self.namespace]) {
-            let _ = namespace.destroy();
-        }
+        self.claim.directory().join(name)
     }
 }
 

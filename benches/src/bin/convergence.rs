@@ -10,7 +10,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use flannel_rs_benches::{Agent, Report, Rig, RouteWatch, Samples, agents, heading};
+use flannel_rs_benches::{
+    Agent, Node, Report, Rig, RouteWatch, Running, Samples, agents, await_quiet, begin, forget,
+};
 use lab::Namespace;
 
 const NET_CONF: &str =
@@ -19,11 +21,19 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Where flanneld answers probes.
 const PROBES: u16 = 8471;
 
+/// How often it is started, and how many times a thousand leases come at once.
+const TIMES: u16 = 3;
+/// How many leases come one by one.
+const SINGLE: u16 = 60;
+/// Of how many of them the processor time is told together.
+const AT_ONCE: u16 = 20;
+const BURST: u16 = 1_000;
+
 fn main() -> Result<()> {
-    heading("Convergence: one node, vxlan, IPv4, etcd")?;
+    begin("Convergence: one node, vxlan, IPv4, etcd")?;
     let mut report = Report::of("Convergence");
-    for agent in agents()? {
-        for peers in [100, 1_000, 10_000] {
+    for peers in [100, 1_000, 10_000] {
+        for agent in agents()? {
             measure(&agent, peers, &mut report)
                 .with_context(|| format!("measuring {} with {peers} leases", agent.name))?;
         }
@@ -38,81 +48,134 @@ fn measure(agent: &Agent, peers: u16, report: &mut Report) -> Result<()> {
         rig.etcd().put_all_leased(some)?;
     }
     let mut watch = RouteWatch::new(rig.node(1).namespace())?;
-
-    let start = Instant::now();
-    let running = agent.start(rig.node(1), &["--ip-masq", &format!("--healthz-port={PROBES}")])?;
-    let converged = watch.count(usize::from(peers), PATIENCE)?;
-    report.set_duration(&format!("cold start to all routes, {peers} leases"), agent.name, converged - start);
-
-    let spent = running.processor_time()?;
-    report.set_duration(&format!("— processor time spent by then, {peers} leases"), agent.name, spent);
-
-    // Let it finish whatever it does after the last route, as it would have before the next lease.
-    thread::sleep(Duration::from_secs(3));
+    let running = starts(agent, rig.node(1), &mut watch, peers, report)?;
+    running.settle();
     let row = format!("resident memory, {peers} leases");
     report.set_quantity(&row, agent.name, running.resident_megabytes()?, "MB");
-
     if peers == 1_000 {
-        let (spent, idle) = (running.processor_time()?, Duration::from_secs(30));
-        thread::sleep(idle);
-        let share = (running.processor_time()? - spent).as_secs_f64() / idle.as_secs_f64() * 100.0;
-        report.set_quantity(&format!("processor when idle, {peers} leases"), agent.name, share, "%");
+        idle(agent, &running, peers, report)?;
     }
+    one_by_one(agent, &running, (&mut rig, &mut watch), peers, report)?;
+    bursts(agent, &running, (&mut rig, &mut watch), peers, report)
+}
 
+/// Starts it until all routes are there, a few times, each time as if there had been no flanneld on the node.
+fn starts(
+    agent: &Agent,
+    node: &Node,
+    watch: &mut RouteWatch,
+    peers: u16,
+    report: &mut Report,
+) -> Result<Running> {
+    let (mut took, mut spent, mut last) = (Vec::new(), Vec::new(), None);
+    for _ in 0..TIMES {
+        if let Some(running) = last.take() {
+            Running::kill(running)?;
+            forget(node.namespace(), &node.subnet_file())?;
+        }
+        await_quiet()?;
+        watch.forget()?;
+        let start = Instant::now();
+        let running = agent.start(node, &["--ip-masq", &format!("--healthz-port={PROBES}")])?;
+        took.push(watch.count(usize::from(peers), PATIENCE)? - start);
+        spent.push(running.processor_time()?);
+        last = Some(running);
+    }
+    report.set_durations(&format!("cold start to all routes, {peers} leases"), agent.name, &took);
+    report.set_durations(&format!("— processor time spent by then, {peers} leases"), agent.name, &spent);
+    last.context("it was not started")
+}
+
+/// What it costs to have nothing to do.
+fn idle(agent: &Agent, running: &Running, peers: u16, report: &mut Report) -> Result<()> {
+    const WHILE: Duration = Duration::from_secs(4);
+    let mut shares = Vec::new();
+    for _ in 0..TIMES {
+        let spent = running.processor_time()?;
+        thread::sleep(WHILE);
+        shares.push((running.processor_time()? - spent).as_secs_f64() / WHILE.as_secs_f64() * 100.0);
+    }
+    report.set_quantities((&format!("processor when idle, {peers} leases"), "%"), agent.name, &shares);
+    Ok(())
+}
+
+/// Leases that come one by one, each until its route is there.
+fn one_by_one(
+    agent: &Agent,
+    running: &Running,
+    (rig, watch): (&mut Rig, &mut RouteWatch),
+    peers: u16,
+    report: &mut Report,
+) -> Result<()> {
     let (mut until_route, mut until_answer) = (Samples::default(), Samples::default());
-    let spent = running.processor_time()?;
-    for number in peers..peers + 60 {
+    let (mut spent, mut before) = (Vec::new(), running.processor_time()?);
+    for number in peers..peers + SINGLE {
         watch.forget()?;
         let start = Instant::now();
         rig.etcd().put_leased(&lease(number))?;
         until_answer.push(start.elapsed());
-        let took = watch.one(subnet(number), PATIENCE)?.saturating_duration_since(start);
-        until_route.push(took);
+        until_route.push(watch.one(subnet(number), PATIENCE)?.saturating_duration_since(start));
         // Leases come one by one: what the last one set off is over.
         thread::sleep(Duration::from_millis(250));
+        // Some of it is done later, for several at once.
+        if (number - peers + 1).is_multiple_of(AT_ONCE) {
+            let now = running.processor_time()?;
+            spent.push((now - before) / u32::from(AT_ONCE));
+            before = now;
+        }
     }
-    let row = format!("one more lease to its route, {peers} present, of 60");
+    let row = format!("one more lease to its route, {peers} present, of {SINGLE}");
     report.set_samples(&row, agent.name, &until_route);
     let row = format!("— etcd answers the put after, {peers} present");
     report.set_samples(&row, agent.name, &until_answer);
-    let row = format!("— processor time per lease, {peers} present");
-    report.set_duration(&row, agent.name, (running.processor_time()? - spent) / 60);
-
-    let more: Vec<(String, String)> = (peers + 60..peers + 1_060).map(lease).collect();
-    watch.forget()?;
-    let (stop, node) = (AtomicBool::new(false), rig.node(1).namespace().clone());
-    let (start, answered, converged, probes) = thread::scope(|scope| {
-        let probing = scope.spawn(|| probe(&node, &stop));
-        // From before the burst until well after it.
-        thread::sleep(Duration::from_millis(100));
-        let start = Instant::now();
-        let mut burst = || -> Result<(Duration, Instant)> {
-            rig.etcd().put_all_leased(&more)?;
-            Ok((start.elapsed(), watch.count(1_000, PATIENCE)?))
-        };
-        let burst = burst();
-        thread::sleep(Duration::from_secs(1));
-        stop.store(true, Ordering::Relaxed);
-        let probes = probing.join().expect("it does not panic")?;
-        let (answered, converged) = burst?;
-        Ok::<_, anyhow::Error>((start, answered, converged, probes))
-    })?;
-    let row = format!("— answers to probes of /healthz meanwhile, {peers} present");
-    report.set_samples(&row, agent.name, &probes);
-    report.set_duration(
-        &format!("1,000 more leases at once, {peers} present"),
-        agent.name,
-        converged - start,
-    );
-    let row = format!("— etcd answers the transaction after, {peers} present");
-    report.set_duration(&row, agent.name, answered);
+    report.set_durations(&format!("— processor time per lease, {peers} present"), agent.name, &spent);
     Ok(())
 }
 
-/// Asks for `/healthz` until it is told to stop; how long each answer took.
-fn probe(node: &Namespace, stop: &AtomicBool) -> Result<Samples> {
+/// A thousand leases at once, a few times.
+fn bursts(
+    agent: &Agent,
+    running: &Running,
+    (rig, watch): (&mut Rig, &mut RouteWatch),
+    peers: u16,
+    report: &mut Report,
+) -> Result<()> {
+    let (mut took, mut answered, mut probes) = (Vec::new(), Vec::new(), Samples::default());
+    for burst in 0..TIMES {
+        let first = peers + SINGLE + burst * BURST;
+        let more: Vec<(String, String)> = (first..first + BURST).map(lease).collect();
+        running.settle();
+        watch.forget()?;
+        let (stop, node) = (AtomicBool::new(false), rig.node(1).namespace().clone());
+        thread::scope(|scope| {
+            let probing = scope.spawn(|| probe(&node, &stop, &mut probes));
+            // From before the burst until well after it.
+            thread::sleep(Duration::from_millis(100));
+            let start = Instant::now();
+            let mut burst = || -> Result<()> {
+                rig.etcd().put_all_leased(&more)?;
+                answered.push(start.elapsed());
+                took.push(watch.count(usize::from(BURST), PATIENCE)? - start);
+                Ok(())
+            };
+            let done = burst();
+            thread::sleep(Duration::from_millis(500));
+            stop.store(true, Ordering::Relaxed);
+            probing.join().expect("it does not panic")?;
+            done
+        })?;
+    }
+    report.set_durations(&format!("1,000 more leases at once, {peers} present"), agent.name, &took);
+    let row = format!("— etcd answers the transaction after, {peers} present");
+    report.set_durations(&row, agent.name, &answered);
+    let row = format!("— answers to probes of /healthz meanwhile, {peers} present");
+    report.set_samples(&row, agent.name, &probes);
+    Ok(())
+}
+
+/// Asks for `/healthz` until it is told to stop, and enters how long each answer took.
+fn probe(node: &Namespace, stop: &AtomicBool, samples: &mut Samples) -> Result<()> {
     node.within(|| {
-        let mut samples = Samples::default();
         while !stop.load(Ordering::Relaxed) {
             let asked = Instant::now();
             let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, PROBES))?;
@@ -122,7 +185,7 @@ fn probe(node: &Namespace, stop: &AtomicBool) -> Result<Samples> {
             samples.push(asked.elapsed());
             thread::sleep(Duration::from_millis(1));
         }
-        Ok(samples)
+        Ok(())
     })?
 }
 

@@ -3,8 +3,10 @@
 //! kernel looks up a route for.
 //!
 //! In this process, so that nothing but plan, comparison and kernel is measured. A node in a namespace,
-//! vxlan, IPv4; the peers do not exist.
+//! vxlan, IPv4; the peers do not exist. Then the same for the udp backend, whose routes are in this process:
+//! from a list of leases to the table that its threads look at, and what that takes of memory.
 
+use std::fs;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -19,18 +21,32 @@ use fabric::host::{ExternalInterface, Host, RouteStyle};
 use fabric::instance::Instance;
 use fabric::lease::{Attributes, Lease, LeaseSet, Subnets};
 use fabric::plan::{Intent, Masquerade, Options};
-use flannel_rs_benches::{Report, heading};
+use flannel_rs_benches::{Claim, Report, await_quiet, begin};
 use kernel::{Kernel, Linux, Scope};
 use lab::Namespace;
+use udp::Peers;
 
 const ROUNDS: usize = 5;
+const VXLAN: &str = r#"{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}"#;
+const UDP: &str = r#"{"Network":"10.0.0.0/8","Backend":{"Type":"udp"}}"#;
 
 fn main() -> Result<()> {
-    heading("A pass: one node, vxlan, IPv4, leases in memory")?;
+    begin("A pass: one node, vxlan, IPv4, leases in memory")?;
     let mut report = Report::of("A pass over all leases");
+    // Before this process has any memory of other things to give to it.
+    let memory = memory_of_table(10_000)?;
     for peers in [100, 1_000, 10_000] {
         measure(peers, &mut report).with_context(|| format!("measuring {peers} leases"))?;
+        table(peers, &mut report)?;
     }
+    let [plan, table] = memory;
+    report.set_quantity("— memory of that table, per lease", "10000 leases", table, "octets");
+    report.set_quantity(
+        "— and of the plan it was made of, until it is put away",
+        "10000 leases",
+        plan,
+        "octets",
+    );
     report.print()
 }
 
@@ -47,23 +63,23 @@ fn measure(peers: u16, report: &mut Report) -> Result<()> {
     let leases: LeaseSet = (0..peers).map(lease).collect::<Result<_>>()?;
     // None goes before all are measured: the kernel clears a namespace away in the background, and whoever
     // changes anything in another one waits for it.
+    let claim = Claim::new()?;
+    await_quiet()?;
     let mut nodes = Vec::new();
     let measured = (0..ROUNDS).map(|round| {
-        nodes.push(Namespace::create(&format!("fbp{}-{round}", std::process::id()))?);
+        nodes.push(claim.namespace(&format!("node{round}"))?);
         measure_round(&nodes[round], peers, &leases)
     });
-    let measured: Result<Vec<_>> = measured.collect();
-    nodes.iter().try_for_each(Namespace::destroy)?;
     let (mut first, mut idle, mut sent) = (Vec::new(), Vec::new(), Vec::new());
-    for ((to_all, to_none), packets) in measured? {
+    for round in measured.collect::<Result<Vec<_>>>()? {
+        let ((to_all, to_none), packets) = round;
         first.push(to_all);
         idle.push(to_none);
         sent.push(packets);
     }
+    let column = format!("{peers} leases");
     let mut row = |name: &str, took: &dyn Fn(&Took) -> Duration, of: &[Took]| {
-        let mut samples: Vec<Duration> = of.iter().map(took).collect();
-        samples.sort_unstable();
-        report.set_duration(name, &format!("{peers} leases"), samples[samples.len() / 2]);
+        report.set_durations(name, &column, &of.iter().map(took).collect::<Vec<_>>());
     };
     row("list in memory to last route", &|it| it.observe + it.plan + it.compare + it.apply, &first);
     row("— look at the kernel", &|it| it.observe, &first);
@@ -75,8 +91,53 @@ fn measure(peers: u16, report: &mut Report) -> Result<()> {
     row("— plan again", &|it| it.plan, &idle);
     row("— compare with all", &|it| it.compare, &idle);
     sent.sort_unstable();
-    report.set("packets routed meanwhile", &format!("{peers} leases"), sent[sent.len() / 2].to_string());
+    report.set("packets routed meanwhile", &column, sent[sent.len() / 2].to_string());
     Ok(())
+}
+
+/// The udp backend: from a list of leases to the table.
+fn table(peers: u16, report: &mut Report) -> Result<()> {
+    let leases: LeaseSet = (0..peers).map(udp_lease).collect::<Result<_>>()?;
+    let intent = intent(UDP)?;
+    let rounds = (0..ROUNDS).map(|_| {
+        let began = Instant::now();
+        let table = Peers::default();
+        table.replace(intent.host.own, intent.plan(&leases).dataplane.tunnel);
+        let took = began.elapsed();
+        ensure!(table.len() == leases.len(), "{} of {} leases are in the table", table.len(), leases.len());
+        Ok(took)
+    });
+    let took = rounds.collect::<Result<Vec<_>>>()?;
+    report.set_durations(
+        "udp backend: list in memory to table without locks",
+        &format!("{peers} leases"),
+        &took,
+    );
+    Ok(())
+}
+
+/// Octets per lease that a plan takes, and that the table made of it takes.
+fn memory_of_table(peers: u16) -> Result<[f64; 2]> {
+    let leases: LeaseSet = (0..peers).map(udp_lease).collect::<Result<_>>()?;
+    let intent = intent(UDP)?;
+    let before = resident()?;
+    let plan = intent.plan(&leases);
+    let planned = resident()?;
+    let table = Peers::default();
+    table.replace(intent.host.own, plan.dataplane.tunnel.iter().map(|(subnet, node)| (*subnet, *node)));
+    let full = resident()?;
+    ensure!(table.len() == leases.len(), "{} of {} leases are in the table", table.len(), leases.len());
+    drop(plan);
+    Ok([planned - before, full - planned].map(|octets| octets.max(0.0) / f64::from(peers)))
+}
+
+/// Octets of memory that this process has.
+fn resident() -> Result<f64> {
+    // What was freed does not count.
+    kernel::memory::give_back();
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("no RssAnon")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? * 1024.0)
 }
 
 /// One pass to all leases and one to nothing, and how many packets were routed meanwhile.
@@ -131,7 +192,7 @@ fn with_packets<T>(peers: u16, deed: impl FnOnce() -> Result<T>) -> Result<(T, u
 }
 
 fn pass(kernel: &mut Linux, leases: &LeaseSet) -> Result<Took> {
-    let mut intent = intent()?;
+    let mut intent = intent(VXLAN)?;
     let ownership = intent.ownership();
     let node = intent.plan(&LeaseSet::default()).dataplane;
     let scope = Scope {
@@ -158,7 +219,7 @@ fn pass(kernel: &mut Linux, leases: &LeaseSet) -> Result<Took> {
     Ok(took)
 }
 
-fn intent() -> Result<Intent> {
+fn intent(net_conf: &str) -> Result<Intent> {
     let ip = Some(Ipv4Addr::new(192, 0, 2, 1));
     let external = ExternalInterface {
         link: "eth0".parse()?,
@@ -171,7 +232,7 @@ fn intent() -> Result<Intent> {
     let masquerade =
         Masquerade { ipv4: true, ipv6: false, except: Vec::new(), source_ports: SourcePorts::FullyRandom };
     Ok(Intent {
-        config: NetworkConfig::from_json(r#"{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}"#)?,
+        config: NetworkConfig::from_json(net_conf)?,
         options: Options {
             masquerade,
             forward_rules: true,
@@ -191,9 +252,20 @@ fn address(number: u16, last: u8) -> Ipv4Addr {
 
 fn lease(number: u16) -> Result<Lease> {
     let [high, low] = number.to_be_bytes();
-    let value = format!(
-        r#"{{"PublicIP":"172.16.{high}.{low}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"0e:00:00:01:{high:02x}:{low:02x}"}}}}"#
+    let backend = format!(
+        r#""BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"0e:00:00:01:{high:02x}:{low:02x}"}}"#
     );
+    lease_with(number, &backend)
+}
+
+/// Nodes with the udp backend name none.
+fn udp_lease(number: u16) -> Result<Lease> {
+    lease_with(number, r#""BackendType":"","BackendData":null"#)
+}
+
+fn lease_with(number: u16, backend: &str) -> Result<Lease> {
+    let [high, low] = number.to_be_bytes();
+    let value = format!(r#"{{"PublicIP":"172.16.{high}.{low}","PublicIPv6":null,{backend}}}"#);
     Ok(Lease {
         subnets: Subnets::from_key(&format!("{}-24", address(number, 0)))?,
         attributes: Attributes::from_json(value.as_bytes())?,

@@ -10,16 +10,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use flannel_rs_benches::{Agent, Report, Rig, Running, agents, heading};
+use flannel_rs_benches::{Agent, Report, Rig, Running, agents, await_quiet, begin};
 use lab::{Namespace, Ping, wait_for};
 
 /// How long to wait for a repair before calling it none.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often each thing is broken.
+const BREAKS: usize = 5;
 const RESTARTS: usize = 10;
 
 fn main() -> Result<()> {
-    heading("Repair and restart: two nodes, IPv4, etcd")?;
-    let mut report = Report::default();
+    begin("Repair and restart: two nodes, IPv4, etcd")?;
+    let mut report = Report::of("Repair and restart");
     for agent in agents()? {
         repairs(&agent, &mut report).with_context(|| format!("breaking things under {}", agent.name))?;
         for (backend, nftables) in [("vxlan", false), ("vxlan", true), ("host-gw", false), ("host-gw", true)]
@@ -46,6 +48,7 @@ struct Breakage<'a> {
 
 fn repairs(agent: &Agent, report: &mut Report) -> Result<()> {
     let rig = Rig::new(2, &net_conf("vxlan", true))?;
+    await_quiet()?;
     let _agents =
         [agent.start_ready(rig.node(1), &["--ip-masq"])?, agent.start_ready(rig.node(2), &["--ip-masq"])?];
     let node = rig.node(1).namespace();
@@ -95,15 +98,29 @@ fn repairs(agent: &Agent, report: &mut Report) -> Result<()> {
             whole: "masquerade",
         },
     ];
-    for Breakage { what, command, look: shows, whole } in breakages {
-        node.run(&command)?;
-        let start = Instant::now();
-        match wait_for(what, PATIENCE, || look(node, &shows, whole)) {
-            Ok(()) => report.set_duration(what, agent.name, start.elapsed()),
-            Err(_) => report.set(what, agent.name, format!("not within {PATIENCE:?}")),
+    for breakage in breakages {
+        match repaired(node, &breakage)? {
+            Some(took) => report.set_durations(breakage.what, agent.name, &took),
+            None => report.set_never(breakage.what, agent.name, PATIENCE),
         }
     }
     Ok(())
+}
+
+/// How long it took each time; none if it is not repaired.
+fn repaired(node: &Namespace, breakage: &Breakage<'_>) -> Result<Option<Vec<Duration>>> {
+    let mut took = Vec::new();
+    for _ in 0..BREAKS {
+        // Deleting a device is work for the kernel that goes on behind the command.
+        await_quiet()?;
+        node.run(&breakage.command)?;
+        let start = Instant::now();
+        if wait_for(breakage.what, PATIENCE, || look(node, &breakage.look, breakage.whole)).is_err() {
+            return Ok(None);
+        }
+        took.push(start.elapsed());
+    }
+    Ok(Some(took))
 }
 
 fn look(node: &Namespace, command: &[&str], whole: &str) -> Result<()> {
@@ -116,7 +133,8 @@ fn look(node: &Namespace, command: &[&str], whole: &str) -> Result<()> {
 
 fn restarts(agent: &Agent, backend: &str, nftables: bool, report: &mut Report) -> Result<()> {
     let firewall = if nftables { "EnableNFTables" } else { "default firewall" };
-    let mut rig = Rig::new(2, &net_conf(backend, nftables))?;
+    let rig = Rig::new(2, &net_conf(backend, nftables))?;
+    await_quiet()?;
     let mut first = Some(agent.start_ready(rig.node(1), &["--ip-masq"])?);
     let _second = agent.start_ready(rig.node(2), &["--ip-masq"])?;
     let subnet = rig.node(1).subnet()?;
@@ -127,30 +145,41 @@ fn restarts(agent: &Agent, backend: &str, nftables: bool, report: &mut Report) -
         if seen.lost() > 0 { bail!("no answer") } else { Ok(()) }
     })?;
 
-    let pinging = Ping {
+    let ping = Ping {
         interval: Duration::from_millis(5),
         patience: Duration::from_secs(1),
         ..Ping::once(to.into())
+    };
+    let (mut lost, mut naked, mut sent) = (Vec::new(), Vec::new(), [0, 0]);
+    for _ in 0..RESTARTS {
+        let pinging = ping.keep_on(&pod)?;
+        let stop = AtomicBool::new(false);
+        let (unmasqueraded, flows) = thread::scope(|scope| {
+            let counting = scope.spawn(|| unmasqueraded(&rig, &pod, &stop));
+            let mut restart = || -> Result<()> {
+                first.take().map(Running::kill).transpose()?;
+                first = Some(agent.start(rig.node(1), &["--ip-masq"])?);
+                thread::sleep(Duration::from_secs(1));
+                Ok(())
+            };
+            let done = restart();
+            stop.store(true, Ordering::Relaxed);
+            let counted = counting.join().expect("the counting thread does not panic")?;
+            done.map(|()| counted)
+        })?;
+        let pings = pinging.stop()?;
+        sent = [sent[0] + u32::try_from(pings.sent)?, sent[1] + flows];
+        lost.push(u32::try_from(pings.lost())?);
+        naked.push(unmasqueraded);
     }
-    .keep_on(&pod)?;
-    let stop = AtomicBool::new(false);
-    let naked = thread::scope(|scope| {
-        let naked = scope.spawn(|| unmasqueraded(&rig, &pod, &stop));
-        let outcome = (0..RESTARTS).try_for_each(|_| {
-            first.take().map(Running::kill).transpose()?;
-            first = Some(agent.start(rig.node(1), &["--ip-masq"])?);
-            thread::sleep(Duration::from_secs(1));
-            Ok::<_, anyhow::Error>(())
-        });
-        stop.store(true, Ordering::Relaxed);
-        let naked = naked.join().expect("the counting thread does not panic")?;
-        outcome.map(|()| naked)
-    })?;
-    let pings = pinging.stop()?;
-    let row = format!("{backend}, {firewall}: pings lost in {RESTARTS} restarts");
-    report.set(&row, agent.name, format!("{} of {}", pings.lost(), pings.sent));
-    let row = format!("{backend}, {firewall}: new flows that left unmasqueraded");
-    report.set(&row, agent.name, naked);
+    let what = format!("{backend}, {firewall}, {RESTARTS} restarts");
+    report.set_counts((&format!("{what}: pings lost"), "pings"), agent.name, &lost, sent[0]);
+    report.set_counts(
+        (&format!("{what}: new flows that left unmasqueraded"), "flows"),
+        agent.name,
+        &naked,
+        sent[1],
+    );
     if rig.node(1).subnet()? != subnet {
         bail!("the subnet changed from {subnet} to {}", rig.node(1).subnet()?);
     }
@@ -158,8 +187,8 @@ fn restarts(agent: &Agent, backend: &str, nftables: bool, report: &mut Report) -
 }
 
 /// Sends a datagram of a new flow from the pod to the switch every millisecond and counts those that
-/// arrive with the pod's own address.
-fn unmasqueraded(rig: &Rig, pod: &Namespace, stop: &AtomicBool) -> Result<String> {
+/// arrive with the pod's own address, and all.
+fn unmasqueraded(rig: &Rig, pod: &Namespace, stop: &AtomicBool) -> Result<(u32, u32)> {
     let receiver = rig.switch().within(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 9)))??;
     receiver.set_nonblocking(true)?;
     let to = SocketAddr::from((Ipv4Addr::new(192, 168, 64, 254), 9));
@@ -175,5 +204,5 @@ fn unmasqueraded(rig: &Rig, pod: &Namespace, stop: &AtomicBool) -> Result<String
         }
         Ok::<_, std::io::Error>(())
     })??;
-    Ok(format!("{naked} of {sent}"))
+    Ok((naked, sent))
 }

@@ -5,8 +5,9 @@
 //!   node1  pod ⇄ eth0 ── switch ── eth0 ⇄ pod  node2        a lab for each backend
 //! ```
 //!
-//! With `FLANNEL_ORIGINAL=/path/to/flanneld` the original's udp backend runs beside ours; without its
-//! proxy in it (it needs cgo) that is refused.
+//! Beside our udp backend stands a proxy of the original's kind, one packet per system call, written for this
+//! bench ([`StandIn`]); with `FLANNEL_ORIGINAL=/path/to/flanneld` the original's own as well, if it was built
+//! with it (which needs cgo).
 //!
 //! All labs stand at once and are measured in turns, each round in the other direction. `BENCH_ROUNDS`
 //! and `BENCH_SECONDS` set how many rounds there are and how long each measurement takes.
@@ -20,15 +21,21 @@ use std::time::Duration;
 use std::{env, thread};
 
 use anyhow::{Context, Result};
-use flannel_rs_benches::heading;
+use fabric::LinkName;
 use flannel_rs_benches::run::{Better, Figure, Run};
+use flannel_rs_benches::stand_in::{self, StandIn};
+use flannel_rs_benches::{await_quiet, begin};
 use kernel::netlink::{Protocol, Socket};
-use kernel::{link, offload};
+use kernel::{KernelError, link, offload};
 use lab::load::{self, Load, Measured};
-use lab::{Lab, Namespace, Topology, wait_for};
+use lab::{Lab, Namespace, Pod, Topology, wait_for};
 
 /// Payload of a datagram.
 const OCTETS: usize = 1300;
+/// Datagrams a second that every way should carry: 0.3 Gbit/s.
+const STEADY: u32 = 30_000;
+/// How long a way may take until it carries packets.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Two places between which traffic goes.
 struct Way {
@@ -43,26 +50,37 @@ struct End {
     stop: Arc<AtomicBool>,
 }
 
+/// What of it is measured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Everything,
+    Streams,
+}
+
 fn main() -> Result<()> {
-    heading("Traffic: two nodes in network namespaces, IPv4")?;
+    begin("Traffic: two nodes in network namespaces, IPv4")?;
     let labs = [("vxlan", Topology::vxlan(2)), ("host-gw", Topology::host_gw(2)), ("udp", Topology::udp(2))];
     let mut labs = labs
         .into_iter()
         .map(|(name, topology)| Ok((name, up(topology).with_context(|| format!("a lab with {name}"))?)))
         .collect::<Result<Vec<_>>>()?;
+    let lab = up(Topology::alloc(2)).context("a lab for the stand-in")?;
+    let _stand_in = StandIn::start(&lab).context("starting the stand-in")?;
+    labs.push(("udp, stand-in", lab));
     if let Ok(program) = env::var("FLANNEL_ORIGINAL") {
         labs.push(("udp, the original", up_with_original(&program).context("a lab with the original")?));
     }
     let mut ways = vec![Way::between_nodes("bare", &labs[0].1)?];
     for (name, lab) in &labs {
-        ways.push(Way::between_pods(name, lab)?);
+        ways.push(Way::between_pods(name, lab).with_context(|| format!("pods with {name}"))?);
     }
     let mut run = Run::default();
-    measure("Traffic, NIC with segmentation offload", &ways, &mut run)?;
-    for (_, lab) in &labs {
-        without_offload(lab)?;
-    }
-    measure("Traffic, NIC without segmentation offload", &ways, &mut run)?;
+    await_quiet()?;
+    measure("Traffic, NIC with segmentation offload", &ways, Part::Everything, &mut run)?;
+    on_cables(&labs, offload::disable)?;
+    measure("Traffic, NIC without TCP segmentation", &ways, Part::Everything, &mut run)?;
+    on_cables(&labs, offload::disable_udp_segmentation)?;
+    measure("Traffic, NIC without TCP and UDP segmentation", &ways, Part::Streams, &mut run)?;
     for story in run.stories() {
         writeln!(io::stdout().lock(), "\n#### {story}\n\n{}", run.table(story))?;
     }
@@ -77,7 +95,6 @@ fn up(topology: Topology) -> Result<Lab> {
 
 /// A lab whose nodes run the original's udp backend.
 fn up_with_original(program: &str) -> Result<Lab> {
-    const PATIENCE: Duration = Duration::from_secs(20);
     let lab = Lab::up(None, Topology::udp(2).etcd())?;
     for node in lab.nodes() {
         let mut command =
@@ -95,34 +112,40 @@ fn up_with_original(program: &str) -> Result<Lab> {
     Ok(lab)
 }
 
-/// Takes the offloads off the cables between the nodes.
-fn without_offload(lab: &Lab) -> Result<()> {
-    for node in lab.nodes() {
-        node.namespace().within(|| offload::disable("eth0".parse()?).map_err(anyhow::Error::from))??;
-    }
-    lab.switch().within(|| {
-        for link in link::list(&mut Socket::open(Protocol::Route)?)? {
-            if link.kind.name() == "veth" {
-                offload::disable(link.name)?;
-            }
+/// Does something to both ends of all cables between nodes.
+fn on_cables(labs: &[(&str, Lab)], deed: fn(LinkName) -> Result<(), KernelError>) -> Result<()> {
+    for (_, lab) in labs {
+        for node in lab.nodes() {
+            node.namespace().within(|| Ok::<_, anyhow::Error>(deed("eth0".parse()?)?))??;
         }
-        Ok(())
-    })?
+        lab.switch().within(|| {
+            for link in link::list(&mut Socket::open(Protocol::Route)?)? {
+                if link.kind.name() == "veth" {
+                    deed(link.name)?;
+                }
+            }
+            Ok::<_, anyhow::Error>(())
+        })??;
+    }
+    Ok(())
 }
 
-fn measure(story: &str, ways: &[Way], run: &mut Run) -> Result<()> {
+fn measure(story: &str, ways: &[Way], part: Part, run: &mut Run) -> Result<()> {
     let rounds = setting("BENCH_ROUNDS", 4)?;
     let time = Duration::from_secs(setting("BENCH_SECONDS", 1)?);
     let mut figures: BTreeMap<(usize, usize), Figure> = BTreeMap::new();
     for round in 0..rounds {
         for (column, way) in ways.iter().enumerate() {
             let (from, to) = if round % 2 == 0 { (0, 1) } else { (1, 0) };
-            for (row, (name, unit, better, sample)) in way.sample(from, to, time)?.into_iter().enumerate() {
+            let samples =
+                way.sample(from, to, time, part).with_context(|| format!("{story}: {}", way.name))?;
+            for (row, (name, unit, better, sample)) in samples.into_iter().enumerate() {
+                let which = (round + 1, way.name);
                 writeln!(
                     io::stderr(),
                     "{story}, round {}: {}: {name}: {sample:.2} {unit}",
-                    round + 1,
-                    way.name
+                    which.0,
+                    which.1
                 )?;
                 let figure = figures.entry((row, column)).or_insert_with(|| Figure {
                     story: story.to_owned(),
@@ -131,6 +154,7 @@ fn measure(story: &str, ways: &[Way], run: &mut Run) -> Result<()> {
                     unit: unit.to_owned(),
                     better,
                     samples: Vec::new(),
+                    note: None,
                 });
                 figure.samples.push(sample);
             }
@@ -158,33 +182,46 @@ impl Way {
     }
 
     fn between_pods(name: &'static str, lab: &Lab) -> Result<Way> {
-        let end = |number: usize| {
-            let pod = lab.node(number).attach("bench")?;
-            End::serve(pod.namespace().clone(), pod.ipv4()?)
-        };
-        Ok(Way { name, ends: [end(1)?, end(2)?] })
+        let pods = [lab.node(1).attach("bench")?, lab.node(2).attach("bench")?];
+        if lab.topology().backend["Type"] == "alloc" {
+            // Nobody told them of the stand-in's device.
+            pods.iter().try_for_each(|pod| {
+                pod.run(&format!("ip link set eth0 mtu {}", stand_in::mtu(lab))).map(drop)
+            })?;
+        }
+        wait_for("the pods to reach each other", PATIENCE, || pods[0].ping(pods[1].ipv4()?).map(drop))?;
+        let end = |pod: &Pod<'_>| End::serve(pod.namespace().clone(), pod.ipv4()?);
+        Ok(Way { name, ends: [end(&pods[0])?, end(&pods[1])?] })
     }
 
-    fn sample(&self, from: usize, to: usize, time: Duration) -> Result<Vec<Sample>> {
+    fn sample(&self, from: usize, to: usize, time: Duration, part: Part) -> Result<Vec<Sample>> {
         use Better::{Less, More};
         let (from, to) = (&self.ends[from], &self.ends[to]);
         let put =
             |load| -> Result<Measured> { from.namespace.within(|| load::measure(to.address, load, time))? };
         let one = put(Load::Send(1))?;
         let eight = put(Load::Send(8))?;
-        let requests = put(Load::Requests)?;
-        let datagrams = put(Load::Datagrams(OCTETS))?;
-        Ok(vec![
+        let mut samples = vec![
             ("one TCP stream", "Gbit/s", More, one.gigabits_per_second),
             ("— processor time per Gbit, both nodes", "s", Less, one.processor_per_gigabit()),
             ("eight TCP streams", "Gbit/s", More, eight.gigabits_per_second),
             ("— processor time per Gbit, both nodes, eight", "s", Less, eight.processor_per_gigabit()),
-            ("TCP requests", "/s", More, requests.requests_per_second),
-            ("— p50", "µs", Less, requests.p50_microseconds),
-            ("— p99", "µs", Less, requests.p99_microseconds),
-            ("UDP of 1300 octets that arrives", "/s", More, datagrams.datagrams_per_second),
-            ("— lost of what was sent", "%", Less, datagrams.lost * 100.0),
-        ])
+        ];
+        if part == Part::Everything {
+            let requests = put(Load::Requests)?;
+            let flood = put(Load::Datagrams(OCTETS))?;
+            let steady = put(Load::Paced(OCTETS, STEADY))?;
+            samples.extend([
+                ("TCP requests", "/s", More, requests.requests_per_second),
+                ("— p50", "µs", Less, requests.p50_microseconds),
+                ("— p99", "µs", Less, requests.p99_microseconds),
+                ("UDP of 1300 octets, flood: arrives", "/s", More, flood.datagrams_per_second),
+                ("— lost of the flood", "%", Less, flood.lost * 100.0),
+                ("UDP of 1300 octets, 30,000 /s: arrives", "/s", More, steady.datagrams_per_second),
+                ("— lost of them", "%", Less, steady.lost * 100.0),
+            ]);
+        }
+        Ok(samples)
     }
 }
 

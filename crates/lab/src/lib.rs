@@ -55,6 +55,7 @@ pub use ping::{Ping, Pinging, Report};
 pub use pod::Pod;
 pub use process::Process;
 pub use rootless::{Entered, KEEPER_ARGS, Lifetime, enter_user_namespace, keep_user_namespace};
+pub use state::sweep;
 pub use story::{permitted, story};
 pub use topology::{Backend, Families, StoreKind, Topology};
 pub use wait::wait_for;

@@ -45,7 +45,7 @@ impl Namespace {
     }
 
     /// The names of all namespaces that begin with `prefix`.
-    pub(crate) fn names(prefix: &str) -> Vec<String> {
+    pub fn names(prefix: &str) -> Vec<String> {
         let Ok(entries) = fs::read_dir(netns::DIRECTORY) else { return Vec::new() };
         let mut names: Vec<String> = entries
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())

@@ -55,7 +55,7 @@ pub(crate) fn claim(name: Option<&str>) -> Result<(String, File)> {
     }
     // Nobody may mistake a lab between its first directory and its lock for an abandoned one.
     let _all = lock_all()?;
-    sweep()?;
+    sweep_all()?;
     let name = match name {
         Some(name) => name.to_owned(),
         None => free_name(),
@@ -72,8 +72,18 @@ pub(crate) fn claim(name: Option<&str>) -> Result<(String, File)> {
     Ok((name, owner))
 }
 
-/// Removes the labs that nobody owns and nobody asked to stay.
-fn sweep() -> Result<()> {
+/// Removes the labs that nobody owns and nobody asked to stay, as building a lab does.
+pub fn sweep() -> Result<()> {
+    if fs::exists(LABS)? {
+        let all = lock_all()?;
+        sweep_all()?;
+        drop(all);
+        remove_all_if_empty()?;
+    }
+    Ok(())
+}
+
+fn sweep_all() -> Result<()> {
     for entry in fs::read_dir(LABS)? {
         let path = entry?.path();
         if !path.is_dir() || path.join(RECORD).exists() {
