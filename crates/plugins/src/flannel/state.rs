@@ -120,12 +120,12 @@ impl States {
 
 /// The content of a file, if there is one.
 fn read(path: &Path) -> Result<Option<String>, Error> {
+    use io::ErrorKind::{InvalidFilename, IsADirectory, NotFound};
     match fs::read(path) {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
-        // A directory stands where a file should; so there is no file.
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory) => {
-            Ok(None)
-        }
+        // A directory stands where a file should, or the network's name is too long for one; so there is
+        // no file.
+        Err(error) if matches!(error.kind(), NotFound | IsADirectory | InvalidFilename) => Ok(None),
         Err(error) => Err(Error::internal(go_error("open", path, &error))),
     }
 }

@@ -83,6 +83,16 @@ fn sixty_four_pods_at_once_get_addresses_of_their_own() {
     node.assert_nothing_left("cbr0", &ids);
 }
 
+#[test]
+fn a_network_may_have_the_longest_name_that_is_a_file_s() {
+    let Some(node) = Node::here() else { return };
+    let name = "n".repeat(255);
+    let call = Call { config: node.config("1.1.0", &name), ..node.attachment("long", &node.pod("long")) };
+    node.succeed("ADD", &call);
+    node.succeed("DEL", &call);
+    node.assert_nothing_left(&name, &["long"]);
+}
+
 /// Not every runtime unmounts lazily (`umount2(2)`, `MNT_DETACH`), which does not ask who has it open.
 #[test]
 fn nobody_has_the_pods_namespace_open_once_del_has_answered() {
