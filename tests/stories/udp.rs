@@ -288,6 +288,34 @@ fn a_route_that_refuses_everything_for_a_while_costs_no_offload() {
     });
 }
 
+/// Our device stays, and so does our route. The original makes a device of the next name, and cannot be
+/// told to do without a metric.
+#[test]
+fn the_original_can_be_gone_back_to_on_a_running_node() {
+    story(Topology::udp(2), |lab| {
+        lab.start()?;
+        let (a, b) = (lab.node(1).attach("a")?, lab.node(2).attach("b")?);
+        reaches(&a, &b)?;
+        let (node, to) = (lab.node(1), b.ipv4()?);
+        let leads_through = |device: &str| {
+            let shown = node.run(&format!("ip route get {to}"))?;
+            ensure!(shown.contains(&format!("dev {device} ")), "not through {device}: {shown}");
+            Ok(())
+        };
+        leads_through("flannel0")?;
+        node.stop()?;
+        node.run("ip tuntap add dev flannel1 mode tun")?;
+        node.run("ip link set flannel1 up")?;
+        node.run("ip route add 10.244.0.0/16 dev flannel1")?;
+        leads_through("flannel1")?;
+        // And ours again.
+        node.run("ip link delete flannel1")?;
+        lab.start()?;
+        leads_through("flannel0")?;
+        reaches(&a, &b)
+    });
+}
+
 /// Host processes may be bound to the address of their node.
 #[test]
 fn a_node_reaches_pods_from_its_own_address() {
@@ -409,7 +437,7 @@ pub(crate) fn transfer((from, to): (&Namespace, &Namespace), address: IpAddr, le
 }
 
 /// A UDP datagram to port 7777, in an IP packet.
-fn datagram(from: Ipv4Addr, to: Ipv4Addr, data: &[u8]) -> Vec<u8> {
+pub(crate) fn datagram(from: Ipv4Addr, to: Ipv4Addr, data: &[u8]) -> Vec<u8> {
     let length = (8 + data.len()) as u16;
     let mut upper =
         [&7777u16.to_be_bytes()[..], &7777u16.to_be_bytes(), &length.to_be_bytes(), &[0, 0], data].concat();
@@ -424,7 +452,7 @@ fn datagram(from: Ipv4Addr, to: Ipv4Addr, data: &[u8]) -> Vec<u8> {
     packet
 }
 
-fn checksum_header(packet: &mut [u8]) {
+pub(crate) fn checksum_header(packet: &mut [u8]) {
     packet[10..12].fill(0);
     let sum = checksum(&packet[..20]);
     packet[10..12].copy_from_slice(&sum.to_be_bytes());

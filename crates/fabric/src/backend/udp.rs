@@ -40,6 +40,10 @@ const DEVICE: &str = "flannel0";
 /// What waits in each queue of the device: twice the kernel's default, since a reader that sends takes
 /// packets in bursts.
 const QUEUE_LENGTH: u32 = 1000;
+/// Compatibility: our device stays when flanneld ends. The original, started after it, makes one called
+/// flannel1, adds its route to the network without a metric, and does not mind if there is one already:
+/// it has to come before ours, or nobody would carry the packets.
+const BEHIND_THE_ORIGINALS: u32 = 1;
 /// The smallest MTU of IPv4 (RFC 791) and of IPv6 (RFC 8200 §5).
 const SMALLEST_MTU: [u32; 2] = [68, 1280];
 /// What a node writes into its lease that takes IPv6 packets.
@@ -134,7 +138,7 @@ impl Udp {
         into.addresses.extend(own.map(|own| (name, IpNet::from(own.network()))));
         into.routes.extend(config.networks().map(|network| Route {
             destination: network,
-            metric: Route::default_metric(&network),
+            metric: Route::default_metric(&network) + BEHIND_THE_ORIGINALS,
             target: Target::Device(name),
             protocol: ROUTE_PROTOCOL,
         }));
