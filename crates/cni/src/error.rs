@@ -3,7 +3,6 @@
 use std::fmt;
 
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::json;
 
@@ -108,11 +107,6 @@ impl From<json::DecodeError> for Error {
     fn from(error: json::DecodeError) -> Error {
         Error::internal(error.to_string())
     }
-}
-
-/// Whether a value is an object that could be an error object.
-pub fn looks_like_error(value: &Value) -> bool {
-    value.get("code").is_some_and(Value::is_number) && value.get("msg").is_some()
 }
 
 #[cfg(test)]

@@ -12,15 +12,6 @@ use kernel::route;
 
 use crate::interface::{Address, DefaultRoute, Interface, Reached, Surroundings};
 
-/// `IFF_LOOPBACK`
-const LOOPBACK: u32 = 1 << 3;
-/// `IFA_F_DADFAILED` and `IFA_F_TENTATIVE`: not to be used, or not yet.
-const UNUSABLE: u32 = 0x08 | 0x40;
-/// `IFA_F_DEPRECATED`
-const DEPRECATED: u32 = 0x20;
-/// `IFA_F_PERMANENT`
-const PERMANENT: u32 = 0x80;
-
 /// The host's interfaces, default routes, and the way to `can_reach`.
 pub fn read(can_reach: Option<IpAddr>, networks: Vec<IpNet>) -> anyhow::Result<Surroundings> {
     let mut socket = Socket::open(Protocol::Route).context("opening a netlink socket")?;
@@ -33,7 +24,7 @@ pub fn read(can_reach: Option<IpAddr>, networks: Vec<IpNet>) -> anyhow::Result<S
             name: link.name,
             mtu: link.mtu,
             up: link.is_up(),
-            loopback: link.flags & LOOPBACK != 0,
+            loopback: link.flags & link::LOOPBACK != 0,
             kind: link.kind.name().to_owned(),
             addresses: addresses
                 .iter()
@@ -64,9 +55,9 @@ pub fn read(can_reach: Option<IpAddr>, networks: Vec<IpNet>) -> anyhow::Result<S
 fn as_address(address: &address::Address) -> Address {
     Address {
         ip: address.net.addr(),
-        deprecated: address.flags & DEPRECATED != 0,
-        unusable: address.flags & UNUSABLE != 0,
+        deprecated: address.is_deprecated(),
+        unusable: address.is_tentative() || address.is_duplicate(),
         temporary: address.is_temporary(),
-        permanent: address.flags & PERMANENT != 0,
+        permanent: address.is_permanent(),
     }
 }

@@ -33,10 +33,24 @@ pub struct Address {
 }
 
 impl Address {
-    /// Whether new connections may be made from it: it is neither deprecated nor still being checked
-    /// for duplicates nor found to be one.
-    pub fn is_usable(&self) -> bool {
-        self.flags & (libc::IFA_F_DEPRECATED | libc::IFA_F_TENTATIVE | libc::IFA_F_DADFAILED) == 0
+    /// Whether it is still being checked for duplicates, and cannot be used yet.
+    pub fn is_tentative(&self) -> bool {
+        self.flags & libc::IFA_F_TENTATIVE != 0
+    }
+
+    /// Whether another host was found to have it, so that it cannot be used.
+    pub fn is_duplicate(&self) -> bool {
+        self.flags & libc::IFA_F_DADFAILED != 0
+    }
+
+    /// Whether it is about to go: it stays for connections that there are.
+    pub fn is_deprecated(&self) -> bool {
+        self.flags & libc::IFA_F_DEPRECATED != 0
+    }
+
+    /// Whether it has no end.
+    pub fn is_permanent(&self) -> bool {
+        self.flags & libc::IFA_F_PERMANENT != 0
     }
 
     /// Whether it was made up for privacy (RFC 8981) and will go again.

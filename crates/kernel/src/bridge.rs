@@ -8,10 +8,9 @@ use fabric::link_name::LinkName;
 use fabric::mac::Mac;
 
 use crate::error::{Doing, KernelError};
-use crate::link::{create, family_header, header, link_info};
+use crate::link::{IFLA_BR_VLAN_FILTERING, create, family_header, header, link_info};
 use crate::netlink::{Encoder, Socket, attributes, read_u16, read_u32};
 
-pub(crate) const IFLA_BR_VLAN_FILTERING: u16 = 7;
 const IFLA_BR_VLAN_DEFAULT_PVID: u16 = 39;
 const IFLA_PROTINFO: u16 = 12;
 const IFLA_BRPORT_MODE: u16 = 4;

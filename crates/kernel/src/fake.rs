@@ -102,15 +102,6 @@ impl Fake {
         self.lock().set_down(name);
     }
 
-    /// The `nth` change from now on fails (0 is the next one).
-    pub fn fail_change(&self, nth: usize, errno: Errno) {
-        let mut left = nth + 1;
-        self.fail_when(errno, move |_| {
-            left = left.saturating_sub(1);
-            left == 0
-        });
-    }
-
     /// Every change for which `hits` is true fails. It may count, and so fail a few times only.
     pub fn fail_when(&self, errno: Errno, hits: impl FnMut(&Change) -> bool + Send + 'static) {
         self.lock().faults.push(Fault { hits: Box::new(hits), errno });

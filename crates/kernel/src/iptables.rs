@@ -31,7 +31,7 @@ use ipnet::IpNet;
 use crate::error::KernelError;
 use crate::nftables::Nftables;
 pub(crate) use legacy::Legacy;
-pub(crate) use native::{comment_of, jumps_to, table};
+pub(crate) use native::table;
 
 /// The comment on accepting rules, the original's.
 pub const FORWARD_COMMENT: &str = "flanneld forward";

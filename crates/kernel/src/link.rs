@@ -5,8 +5,6 @@
 mod veth;
 mod vxlan;
 
-use std::os::fd::{AsRawFd, BorrowedFd};
-
 use fabric::link_name::LinkName;
 use fabric::mac::Mac;
 use rustix::io::Errno;
@@ -24,10 +22,6 @@ pub use vxlan::{Vxlan, create_vxlan};
 pub const UP: u32 = libc::IFF_UP as u32;
 /// `IFF_LOOPBACK` in [`Link::flags`].
 pub const LOOPBACK: u32 = libc::IFF_LOOPBACK as u32;
-/// `IFF_POINTOPOINT` in [`Link::flags`].
-pub const POINT_TO_POINT: u32 = libc::IFF_POINTOPOINT as u32;
-/// `IFF_RUNNING` in [`Link::flags`]: operational.
-pub const RUNNING: u32 = libc::IFF_RUNNING as u32;
 /// `IFF_LOWER_UP` in [`Link::flags`]: there is a carrier.
 pub const LOWER_UP: u32 = libc::IFF_LOWER_UP as u32;
 /// `IFF_NOARP` in [`Link::flags`]: nobody's Ethernet address is asked for.
@@ -35,6 +29,7 @@ pub const NO_ARP: u32 = libc::IFF_NOARP as u32;
 /// `IFF_PROMISC` in [`Link::flags`].
 pub const PROMISCUOUS: u32 = libc::IFF_PROMISC as u32;
 
+pub(crate) const IFLA_BR_VLAN_FILTERING: u16 = 7;
 const IFLA_TUN_TYPE: u16 = 3;
 const IFLA_TUN_MULTI_QUEUE: u16 = 7;
 
@@ -315,12 +310,6 @@ pub fn set_name(socket: &mut Socket, index: u32, name: LinkName) -> Result<(), K
     change(socket, index, || format!("name {name}"), |body| body.text(libc::IFLA_IFNAME, name.as_str()))
 }
 
-/// Moves a device to another network namespace; addresses and routes on it are lost.
-pub fn set_namespace(socket: &mut Socket, index: u32, namespace: BorrowedFd<'_>) -> Result<(), KernelError> {
-    let fd = namespace.as_raw_fd() as u32;
-    change(socket, index, || "netns".to_owned(), |body| body.u32(libc::IFLA_NET_NS_FD, fd))
-}
-
 fn change(
     socket: &mut Socket,
     index: u32,
@@ -396,7 +385,7 @@ fn decode_kind(info: &[u8]) -> Kind {
         "vxlan" => Kind::Vxlan(vxlan::decode(data)),
         "bridge" => {
             let filtering = attributes(data)
-                .find(|(kind, _)| *kind == crate::bridge::IFLA_BR_VLAN_FILTERING)
+                .find(|(kind, _)| *kind == IFLA_BR_VLAN_FILTERING)
                 .and_then(|(_, value)| read_u8(value, 0));
             Kind::Bridge { vlan_filtering: filtering == Some(1) }
         }

@@ -318,6 +318,22 @@ impl AsFd for Nftables {
 }
 
 impl RawRule {
+    /// Its comment, whether nft keeps it (in the rule's user data) or iptables-nft (in a match).
+    pub(crate) fn any_comment(&self) -> Option<&str> {
+        let in_match = self.expressions.iter().find_map(|expression| match expression {
+            Expression::XtComment(comment) => Some(comment.as_str()),
+            _ => None,
+        });
+        in_match.or(self.comment.as_deref())
+    }
+
+    /// Whether it, on whatever condition, jumps or goes to this chain.
+    pub(crate) fn leads_to(&self, chain: &str) -> bool {
+        let leads =
+            |expression: &Expression| matches!(expression, Expression::Verdict(_, Some(to)) if to == chain);
+        self.expressions.iter().any(leads)
+    }
+
     /// What the rule says, in a table of `family`.
     fn rule(&self, family: Family) -> Rule {
         Rule { comment: self.comment.clone(), ..rule::decode(family, &self.expressions) }

@@ -14,7 +14,7 @@ use std::fmt;
 use fabric::dataplane::IpFamily;
 
 use crate::error::KernelError;
-use crate::iptables::{FAMILIES, Legacy, comment_of, jumps_to, table};
+use crate::iptables::{FAMILIES, Legacy, table};
 use crate::nftables::{Nftables, Step};
 
 /// The comment of the original's masquerading rules.
@@ -130,10 +130,10 @@ fn in_nft(
     let entries: Vec<_> = outside
         .into_iter()
         .filter(|rule| {
-            jumps_to(rule, place.chain)
+            rule.leads_to(place.chain)
                 || (rule.chain == place.parent
                     && place.direct_comment.is_some()
-                    && comment_of(rule) == place.direct_comment)
+                    && rule.any_comment() == place.direct_comment)
         })
         .collect();
     if !has_chain && entries.is_empty() {

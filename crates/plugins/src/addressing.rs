@@ -185,17 +185,15 @@ fn kernel_route(wanted: &Route, family_gateway: Option<IpAddr>, index: u32) -> r
 }
 
 fn wait_for_detection(socket: &mut Socket, index: u32, ifname: &str) -> Result<(), Error> {
-    const TENTATIVE: u32 = 0x40;
-    const DUPLICATE: u32 = 0x08;
     let failed = |why: &str| Error::internal(format!("failed to settle addresses for {ifname:?}: {why}"));
     let started = Instant::now();
     loop {
         let addresses = address::list(socket, Some(index)).map_err(|error| failed(&error.to_string()))?;
         let ipv6 = || addresses.iter().filter(|address| address.net.addr().is_ipv6());
-        if let Some(duplicate) = ipv6().find(|address| address.flags & DUPLICATE != 0) {
+        if let Some(duplicate) = ipv6().find(|address| address.is_duplicate()) {
             return Err(failed(&format!("another host has {}", duplicate.net.addr())));
         }
-        if ipv6().all(|address| address.flags & TENTATIVE == 0) {
+        if ipv6().all(|address| !address.is_tentative()) {
             return Ok(());
         }
         if started.elapsed() > DETECTION_PATIENCE {

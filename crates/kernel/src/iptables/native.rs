@@ -31,22 +31,6 @@ pub(crate) fn table(family: IpFamily, name: &str) -> TableName {
     TableName { family, name: name.to_owned() }
 }
 
-/// The comment of a rule, wherever it is kept.
-pub(crate) fn comment_of(rule: &RawRule) -> Option<&str> {
-    let in_match = rule.expressions.iter().find_map(|expression| match expression {
-        Expression::XtComment(comment) => Some(comment.as_str()),
-        _ => None,
-    });
-    in_match.or(rule.comment.as_deref())
-}
-
-/// Whether a rule, on whatever condition, jumps to this chain.
-pub(crate) fn jumps_to(rule: &RawRule, chain: &str) -> bool {
-    rule.expressions
-        .iter()
-        .any(|expression| matches!(expression, Expression::Verdict(_, Some(to)) if to == chain))
-}
-
 /// The `FORWARD` chain of a family, if iptables-nft has made one.
 pub(super) fn observe(nftables: &mut Nftables, family: IpFamily) -> Result<Option<Forward>, KernelError> {
     Ok(read(nftables, family)?.map(|chain| chain.summary()))
@@ -95,7 +79,7 @@ fn read(nftables: &mut Nftables, family: IpFamily) -> Result<Option<Chain>, Kern
 
 /// What a rule of ours accepts; none if the rule is not ours.
 fn accepts(table: &TableName, rule: &RawRule) -> Option<(IpNet, Direction)> {
-    if comment_of(rule) != Some(FORWARD_COMMENT) {
+    if rule.any_comment() != Some(FORWARD_COMMENT) {
         return None;
     }
     let instructions: Vec<Expression> = rule

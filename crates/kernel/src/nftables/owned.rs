@@ -124,7 +124,10 @@ impl Nftables {
         from: &str,
     ) -> Result<Vec<(String, Option<String>)>, KernelError> {
         let rules = self.raw_rules(table, Some(from))?;
-        Ok(rules.iter().filter_map(|rule| Some((target(rule)?.to_owned(), comment(rule)))).collect())
+        Ok(rules
+            .iter()
+            .filter_map(|rule| Some((target(rule)?.to_owned(), rule.any_comment().map(str::to_owned))))
+            .collect())
     }
 
     /// Deletes a chain, its rules, and the rules of the chain `from` that jump to it, in one transaction.
@@ -158,8 +161,4 @@ fn target(rule: &super::RawRule) -> Option<&str> {
         Expression::Verdict(verdict::JUMP, Some(chain)) => Some(chain.as_str()),
         _ => None,
     })
-}
-
-fn comment(rule: &super::RawRule) -> Option<String> {
-    crate::iptables::comment_of(rule).map(str::to_owned)
 }

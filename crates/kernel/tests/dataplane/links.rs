@@ -71,7 +71,7 @@ fn a_veth_is_made_with_its_other_end_in_the_pods_namespace() {
             address::add(&mut inside, eth0.index, net).unwrap();
         }
         let addresses = address::list(&mut inside, Some(eth0.index)).unwrap();
-        assert!(addresses.iter().any(|found| found.net == net("fc00::2/64") && found.is_usable()));
+        assert!(addresses.iter().any(|found| found.net == net("fc00::2/64") && !found.is_tentative()));
         let gateway = "10.244.1.1".parse().unwrap();
         let default = route::Route::new(net("0.0.0.0/0"), Some(gateway), eth0.index);
         route::add(&mut inside, &default).unwrap();
