@@ -40,4 +40,5 @@ mod store_changes;
 mod take_over;
 mod udp;
 mod udp_fallbacks;
+mod udp_faults;
 mod underlay;

@@ -54,7 +54,7 @@ fn what_happens_to_a_node_shows_in_its_metrics() {
     });
 }
 
-fn comes_to(node: &Node, name: &str, wanted: impl Fn(f64) -> bool) -> Result<()> {
+pub(crate) fn comes_to(node: &Node, name: &str, wanted: impl Fn(f64) -> bool) -> Result<()> {
     wait_for(name, PATIENCE, || {
         let value = scrape(node)?.get(name).copied();
         ensure!(value.is_some_and(&wanted), "it is {value:?}");
