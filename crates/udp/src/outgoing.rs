@@ -257,6 +257,20 @@ impl Outgoing {
         datagrams
     }
 
+    /// The first datagram of a bundle of several, and a bundle of the others.
+    pub(crate) fn first_and_others(&self, bundle: &Bundle) -> (Bundle, Bundle) {
+        let mut end = bundle.pieces.start;
+        let mut octets = 0;
+        while octets < bundle.segment && end < bundle.pieces.end {
+            octets += self.pieces[end].length as usize;
+            end += 1;
+        }
+        let (start, all) = (bundle.pieces.start, bundle.pieces.end);
+        let first = Bundle { count: 1, octets, pieces: start..end, ..bundle.clone() };
+        let (count, octets) = (bundle.count - 1, bundle.octets - octets);
+        (first, Bundle { count, octets, pieces: end..all, ..bundle.clone() })
+    }
+
     /// Tells the sender of a datagram that it may have no more than `mtu` octets. Says whether it can
     /// be told, for it may also have forbidden nothing.
     pub(crate) fn too_big(&mut self, datagram: &Bundle, mtu: usize, table: &Table) -> TooBig {

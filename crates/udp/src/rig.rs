@@ -110,6 +110,11 @@ pub(crate) fn send_as(frames: &[Vec<u8>], outward: Outward<'_>) -> Sent {
                 .map(|single| outgoing.pieces(single).flatten().copied().collect())
                 .collect();
             assert_eq!(singles, datagrams, "the same one by one");
+            let (first, others) = outgoing.first_and_others(bundle);
+            assert_eq!((others.count, first.octets + others.octets), (bundle.count - 1, bundle.octets));
+            let apart: Vec<u8> =
+                outgoing.pieces(&first).chain(outgoing.pieces(&others)).flatten().copied().collect();
+            assert!(apart == octets && apart[..first.octets] == datagrams[0], "the same apart");
             sent.messages.push((bundle.to, datagrams));
         }
         outgoing.clear();

@@ -145,17 +145,16 @@ impl Sender {
             Errno::MSGSIZE | Errno::INVAL => socket.path(bundle.to).filter(|path| bundle.segment > *path),
             _ => None,
         };
-        if bundle.count == 1 && path.is_none() {
-            return self.counters.dropped(Reason::Refused, 1);
-        }
-        if path.is_none() && !matches!(errno, Errno::IO | Errno::INVAL) {
+        let Some(path) = path else {
+            if bundle.count > 1 && matches!(errno, Errno::IO | Errno::INVAL) {
+                return self.send_apart(socket, outgoing, bundle, errno, room);
+            }
             return self.counters.dropped(Reason::Refused, bundle.count);
-        }
-        let datagrams = outgoing.datagrams(bundle);
-        for (at, datagram) in datagrams.iter().enumerate() {
+        };
+        for datagram in outgoing.datagrams(bundle) {
             let mut fragmenting = Fragmenting::Never;
-            if let Some(path) = path.filter(|path| datagram.octets > *path) {
-                match outgoing.too_big(datagram, path, outward.table) {
+            if datagram.octets > path {
+                match outgoing.too_big(&datagram, path, outward.table) {
                     TooBig::Told => {
                         self.counters.dropped(Reason::TooBig, 1);
                         continue;
@@ -166,23 +165,49 @@ impl Sender {
             if fragmenting == Fragmenting::Allowed {
                 socket.set_fragmenting(Fragmenting::Allowed);
             }
-            match socket.send_one(outgoing, datagram, room) {
-                Ok(()) => self.counters.passed(1, datagram.octets),
-                // Not the cutting is refused: the address is gone, say, and may come back.
-                Err(again) if path.is_none() && again == errno => {
-                    return self.counters.dropped(Reason::Refused, datagrams.len() - at);
-                }
-                Err(_) => self.counters.dropped(Reason::Refused, 1),
-            }
+            self.send_one(socket, outgoing, &datagram, room);
             if fragmenting == Fragmenting::Allowed {
                 socket.set_fragmenting(Fragmenting::Never);
             }
         }
-        if path.is_none() && self.segmentation.swap(false, Relaxed) {
+    }
+
+    /// Sends the first datagram of a bundle alone, and the others together: only where these are refused
+    /// once more is it the cutting that the kernel does not like. It answers alike where a route takes
+    /// nothing, which may pass.
+    fn send_apart(
+        &self,
+        socket: &Socket,
+        outgoing: &Outgoing,
+        bundle: &Bundle,
+        errno: Errno,
+        room: &mut SendRoom,
+    ) {
+        let (first, others) = outgoing.first_and_others(bundle);
+        if socket.send_one(outgoing, &first, room).is_err() {
+            return self.counters.dropped(Reason::Refused, bundle.count);
+        }
+        self.counters.passed(1, first.octets);
+        match socket.send_one(outgoing, &others, room) {
+            Ok(()) => return self.counters.passed(others.count, others.octets),
+            Err(again) if again == errno && others.count > 1 => {}
+            Err(_) => return self.counters.dropped(Reason::Refused, others.count),
+        }
+        if self.segmentation.swap(false, Relaxed) {
             tracing::info!(
                 %errno,
                 "this kernel or network card does not cut datagrams apart (UDP_SEGMENT): sending them one by one"
             );
+        }
+        for datagram in outgoing.datagrams(&others) {
+            self.send_one(socket, outgoing, &datagram, room);
+        }
+    }
+
+    fn send_one(&self, socket: &Socket, outgoing: &Outgoing, datagram: &Bundle, room: &mut SendRoom) {
+        match socket.send_one(outgoing, datagram, room) {
+            Ok(()) => self.counters.passed(1, datagram.octets),
+            Err(_) => self.counters.dropped(Reason::Refused, 1),
         }
     }
 
