@@ -25,7 +25,8 @@ use crate::retry::Retry;
 
 /// How often the counters are looked at.
 const LOOK: Duration = Duration::from_secs(1);
-/// How often the status file is written anew because packets were dropped, or an offload was.
+/// How often the status file is written anew because packets were dropped or too large, or an offload was
+/// given up.
 const DROPS: Duration = Duration::from_secs(2);
 /// How often because packets were carried.
 const PACKETS: Duration = Duration::from_secs(10);
@@ -153,9 +154,9 @@ impl Tunnel {
         let mut shown = (Instant::now(), None);
         loop {
             let Some(now) = self.counted() else { return std::future::pending().await };
-            let news = |path: &status::DataPath| {
-                (path.outgoing.dropped.clone(), path.incoming.dropped.clone(), path.offloads.clone())
-            };
+            let odd = |way: &status::Traffic| (way.dropped.clone(), way.oversized);
+            let news =
+                |path: &status::DataPath| (odd(&path.outgoing), odd(&path.incoming), path.offloads.clone());
             let before: &Option<status::DataPath> = &shown.1;
             let is_news = before.as_ref().is_none_or(|before| news(before) != news(&now));
             let differs = before.as_ref() != Some(&now);
