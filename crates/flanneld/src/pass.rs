@@ -73,9 +73,11 @@ pub(crate) fn look(kernel: &mut impl Kernel, question: Question) -> Result<Findi
     let plan = intent.plan(&leases);
     let changes = dataplane::changes(&plan.dataplane, &observed, &ownership, prune);
     let desired = plan.dataplane.counts();
-    let peers = peers(&plan, &leases, &intent);
-    // The same again goes before memory is given back: it is as large as what is kept.
-    let peers = if *known_peers == peers { known_peers } else { Arc::new(peers) };
+    let peers = match peers(&plan, &leases, &intent) {
+        // They go here, before memory is given back: they are as many as are kept.
+        same if same == *known_peers => known_peers,
+        found => Arc::new(found),
+    };
     drop((plan, observed));
     give_back_memory(&leases);
     Ok(Findings { intent, changes, peers, desired })
