@@ -1,4 +1,4 @@
-//! How a node comes by its lease and holds on to it, written once over [`Registry`].
+//! How a node comes by its lease and holds on to it, written once over [`Registry`](crate::registry::Registry).
 //!
 //! Which lease a node gets, in this order:
 //!
