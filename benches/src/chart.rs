@@ -8,8 +8,8 @@ use std::fmt::Write as _;
 
 use crate::run::{Better, Figure, unique};
 
-const WIDTH: f64 = 760.0;
-const LABELS: f64 = 110.0;
+const WIDTH: f64 = 774.0;
+const LABELS: f64 = 124.0;
 const NUMBERS: f64 = 230.0;
 const BAR: f64 = 16.0;
 const GAP: f64 = 6.0;

@@ -94,7 +94,9 @@ impl Report {
     fn note_parts(&mut self, row: &str, column: &str, samples: &Samples) {
         self.note((&format!("{row}, p50"), "ms"), column, samples.of_parts(50));
         let many = samples.0.len().div_ceil(PARTS);
-        self.note((&format!("{row}, worst of {many}"), "ms"), column, samples.of_parts(100));
+        if many > 1 {
+            self.note((&format!("{row}, worst of {many}"), "ms"), column, samples.of_parts(100));
+        }
     }
 
     /// Enters a quantity of which less is better, measured once.

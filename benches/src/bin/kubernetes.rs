@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const OURSELVES: u16 = 20_000;
 /// How often it is started.
 const STARTS: usize = 3;
-const HEARTBEATS: u32 = 2_000;
+const HEARTBEATS: u32 = 1_000;
 const NEWCOMERS: u16 = 60;
 const MERGE: &str = "application/strategic-merge-patch+json";
 

@@ -173,9 +173,9 @@ fn restarts(agent: &Agent, backend: &str, nftables: bool, report: &mut Report) -
         naked.push(unmasqueraded);
     }
     let what = format!("{backend}, {firewall}, {RESTARTS} restarts");
-    report.set_counts((&format!("{what}: pings lost"), "pings"), agent.name, &lost, sent[0]);
+    report.set_counts((&format!("{what}: pings lost"), "pings a restart"), agent.name, &lost, sent[0]);
     report.set_counts(
-        (&format!("{what}: new flows that left unmasqueraded"), "flows"),
+        (&format!("{what}: new flows that left unmasqueraded"), "flows a restart"),
         agent.name,
         &naked,
         sent[1],

@@ -203,9 +203,14 @@ impl Way {
         let eight = put(Load::Send(8))?;
         let mut samples = vec![
             ("one TCP stream", "Gbit/s", More, one.gigabits_per_second),
-            ("— processor time per Gbit, both nodes", "s", Less, one.processor_per_gigabit()),
+            ("one TCP stream: processor time per Gbit, both nodes", "s", Less, one.processor_per_gigabit()),
             ("eight TCP streams", "Gbit/s", More, eight.gigabits_per_second),
-            ("— processor time per Gbit, both nodes, eight", "s", Less, eight.processor_per_gigabit()),
+            (
+                "eight TCP streams: processor time per Gbit, both nodes",
+                "s",
+                Less,
+                eight.processor_per_gigabit(),
+            ),
         ];
         if part == Part::Everything {
             let requests = put(Load::Requests)?;
@@ -213,12 +218,12 @@ impl Way {
             let steady = put(Load::Paced(OCTETS, STEADY))?;
             samples.extend([
                 ("TCP requests", "/s", More, requests.requests_per_second),
-                ("— p50", "µs", Less, requests.p50_microseconds),
-                ("— p99", "µs", Less, requests.p99_microseconds),
-                ("UDP of 1300 octets, flood: arrives", "/s", More, flood.datagrams_per_second),
-                ("— lost of the flood", "%", Less, flood.lost * 100.0),
-                ("UDP of 1300 octets, 30,000 /s: arrives", "/s", More, steady.datagrams_per_second),
-                ("— lost of them", "%", Less, steady.lost * 100.0),
+                ("TCP requests: p50", "µs", Less, requests.p50_microseconds),
+                ("TCP requests: p99", "µs", Less, requests.p99_microseconds),
+                ("UDP flood, 1300 octets: arrives", "/s", More, flood.datagrams_per_second),
+                ("UDP flood, 1300 octets: lost", "%", Less, flood.lost * 100.0),
+                ("UDP at 30,000 /s, 1300 octets: arrives", "/s", More, steady.datagrams_per_second),
+                ("UDP at 30,000 /s, 1300 octets: lost", "%", Less, steady.lost * 100.0),
             ]);
         }
         Ok(samples)
