@@ -111,8 +111,10 @@ impl Ping {
         sent_at: &BTreeMap<u16, Instant>,
         report: &mut Report,
     ) -> Result<()> {
-        let mut packet = vec![0; 65536];
         loop {
+            // Also where it is time to send already: a thread that was not run for a while sends what it
+            // has missed at once, and its socket has not room for all of the answers.
+            take_answers(echo, sent_at, report);
             let last = sent_at.len() == usize::from(self.count) && report.lost() == 0;
             let left = end.saturating_duration_since(Instant::now());
             if last || left.is_zero() {
@@ -123,17 +125,26 @@ impl Ping {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => bail!("waiting for an echo reply: {error}"),
             }
-            match rustix::net::recv(&echo.socket, &mut packet[..], RecvFlags::DONTWAIT) {
-                Ok((len, _)) => {
-                    if let Some(sequence) = echo.reply(&packet[..len])
-                        && let Some(at) = sent_at.get(&sequence)
-                    {
-                        report.answered.entry(sequence).or_insert_with(|| at.elapsed());
-                    }
+        }
+    }
+}
+
+/// Takes in what has come.
+fn take_answers(echo: &Echo, sent_at: &BTreeMap<u16, Instant>, report: &mut Report) {
+    let mut packet = vec![0; 65536];
+    loop {
+        match rustix::net::recv(&echo.socket, &mut packet[..], RecvFlags::DONTWAIT) {
+            Ok((len, _)) => {
+                if let Some(sequence) = echo.reply(&packet[..len])
+                    && let Some(at) = sent_at.get(&sequence)
+                {
+                    report.answered.entry(sequence).or_insert_with(|| at.elapsed());
                 }
-                Err(Errno::AGAIN | Errno::INTR) => {}
-                Err(error) => report.error = Some(io::Error::from(error).to_string()),
             }
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return,
+            // An error of the network, told once.
+            Err(error) => return report.error = Some(io::Error::from(error).to_string()),
         }
     }
 }
