@@ -539,6 +539,8 @@ fn a_device_on_loan_stays_in_the_pod_while_another_has_its_name() {
     let rename = |from: &'static str, to: &'static str| {
         node.on_host(|socket| {
             let index = link::index(socket, name(from)).unwrap().unwrap();
+            // Up, it keeps its name on kernels older than Linux 6.2.
+            link::set_down(socket, index).unwrap();
             link::set_name(socket, index, name(to)).unwrap();
         });
     };
