@@ -17,10 +17,13 @@ use crate::packet::{self, Fragment, Header, IPV4_HEADER, IPV6_HEADER, TCP, UDP};
 use crate::peers::Table;
 use crate::virtio::{SegmentKind, Segments, Virtio};
 
-/// The most that one call receives: a datagram of the longest kind, or many that were put together.
-pub(crate) const SLOT: usize = 65_536;
-/// How many of them are received before they are passed on.
-pub(crate) const SLOTS: usize = 16;
+/// Room for one message: a datagram of the longest kind, or many that were put together. Somewhat more than
+/// a power of two: where each is a short datagram, all would lie in the same few sets of the
+/// processor's caches.
+pub(crate) const SLOT: usize = 65_536 + 33 * 64;
+/// How many messages one call receives, which are then passed on: enough to make a long frame of, where
+/// each is a datagram.
+pub(crate) const SLOTS: usize = 64;
 /// The longest packet that can be put together.
 const LONGEST: usize = 65_535;
 /// How many flows are watched for what can be put together.
