@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -18,10 +19,9 @@ use crate::whole_file;
 const REPAIRS: usize = 50;
 /// How many failures of one topic are listed.
 const FAILURES: usize = 20;
-/// How long the writer gathers changes.
-const GATHER: Duration = Duration::from_millis(50);
-/// How long at most, however long writing takes: a file that lags behind says what is not true.
-const GATHER_MOST: Duration = Duration::from_secs(2);
+/// How long the writer gathers changes. Not longer, however long writing takes: a file that lags behind says
+/// what is not true.
+const GATHER: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(2);
 /// After how long a status that could not be written is tried again.
 const WRITE_AGAIN: Duration = Duration::from_secs(1);
 
@@ -185,9 +185,8 @@ impl Board {
     /// the loop.
     pub async fn write_to(&self, path: &Path) -> Infallible {
         let mut changes = self.status.subscribe();
-        let mut failed = false;
+        let mut file = whole_file::Kept::new("cannot say how we are", 20, GATHER);
         loop {
-            let began = tokio::time::Instant::now();
             // In place: a copy would have ten thousand peers in memory twice.
             self.status.send_if_modified(|status| {
                 status.written = now();
@@ -195,20 +194,11 @@ impl Board {
             });
             changes.mark_unchanged();
             let (board, to) = (self.clone(), path.to_owned());
-            let written = tokio::task::spawn_blocking(move || board.write(&to)).await;
-            match written.unwrap_or_else(|panicked| Err(panicked.into())) {
-                Ok(()) => failed = false,
-                Err(error) if !failed => {
-                    failed = true;
-                    tracing::warn!("cannot say how we are: {error:#}");
-                }
-                Err(_) => {}
-            }
-            tokio::time::sleep((began.elapsed() * 20).clamp(GATHER, GATHER_MOST)).await;
+            file.write(move || board.write(&to)).await;
             tokio::select! {
                 // The sender lives in `self`.
                 _ = changes.changed() => {}
-                () = tokio::time::sleep(WRITE_AGAIN), if failed => {}
+                () = file.try_again(WRITE_AGAIN) => {}
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -20,10 +21,9 @@ use crate::whole_file;
 
 /// The form of the file; another one is not read.
 const VERSION: u32 = 1;
-/// How long the writer gathers changes.
-const GATHER: Duration = Duration::from_millis(500);
-/// How long at most, however slow the disk: what came last is lost to a node that stops meanwhile.
-const GATHER_MOST: Duration = Duration::from_secs(5);
+/// How long the writer gathers changes. Not longer, however slow the disk: what came last is lost to a node
+/// that stops meanwhile.
+const GATHER: RangeInclusive<Duration> = Duration::from_millis(500)..=Duration::from_secs(5);
 /// After how long a snapshot that could not be written is tried again.
 const WRITE_AGAIN: Duration = Duration::from_secs(5);
 
@@ -64,30 +64,20 @@ impl Snapshot {
         mut leases: watch::Receiver<Option<LeaseSet>>,
         mut own: watch::Receiver<Option<Own>>,
     ) -> Infallible {
-        let mut failed = false;
+        // Below a fiftieth of the time is spent on writing.
+        let mut file = whole_file::Kept::new("cannot keep the leases for the next start", 50, GATHER);
         loop {
             let held = own.borrow_and_update().clone().filter(|own| own.state == LeaseState::Held);
             let all = leases.borrow_and_update().clone();
-            let began = tokio::time::Instant::now();
             if let (Some(own), Some(all)) = (held, all) {
                 let snapshot = Snapshot { own: own.lease, leases: all, ..self.clone() };
                 let path = path.to_owned();
-                let written = tokio::task::spawn_blocking(move || snapshot.write(&path)).await;
-                match written.unwrap_or_else(|panicked| Err(panicked.into())) {
-                    Ok(()) => failed = false,
-                    Err(error) if !failed => {
-                        failed = true;
-                        tracing::warn!("cannot keep the leases for the next start: {error:#}");
-                    }
-                    Err(_) => {}
-                }
-                // Gathers what changes together, and keeps the writing below a fiftieth of the time.
-                tokio::time::sleep((began.elapsed() * 50).clamp(GATHER, GATHER_MOST)).await;
+                file.write(move || snapshot.write(&path)).await;
             }
             tokio::select! {
                 changed = leases.changed() => if changed.is_err() { return std::future::pending().await },
                 changed = own.changed() => if changed.is_err() { return std::future::pending().await },
-                () = tokio::time::sleep(WRITE_AGAIN), if failed => {},
+                () = file.try_again(WRITE_AGAIN) => {},
             }
         }
     }

@@ -3,10 +3,53 @@
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{BufWriter, Write};
+use std::ops::RangeInclusive;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context;
+
+/// A file that is kept equal to something that changes: written off the loop, not more often than writing it
+/// deserves.
+#[derive(Debug)]
+pub struct Kept {
+    complaint: &'static str,
+    times: u32,
+    gather: RangeInclusive<Duration>,
+    failing: bool,
+}
+
+impl Kept {
+    /// One of which it is said once, by `complaint`, that it cannot be written. After each time changes are
+    /// gathered for so many times as long as it took, within limits.
+    pub fn new(complaint: &'static str, times: u32, gather: RangeInclusive<Duration>) -> Kept {
+        Kept { complaint, times, gather, failing: false }
+    }
+
+    /// Writes it, and waits until it is time for the next.
+    pub async fn write(&mut self, write: impl FnOnce() -> anyhow::Result<()> + Send + 'static) {
+        let began = tokio::time::Instant::now();
+        let written = tokio::task::spawn_blocking(write).await;
+        let written = written.unwrap_or_else(|panicked| Err(panicked.into()));
+        if let Err(error) = &written
+            && !self.failing
+        {
+            tracing::warn!("{}: {error:#}", self.complaint);
+        }
+        self.failing = written.is_err();
+        let gathering = (began.elapsed() * self.times).clamp(*self.gather.start(), *self.gather.end());
+        tokio::time::sleep(gathering).await;
+    }
+
+    /// Returns after a while if it could not be written, and never if it was.
+    pub async fn try_again(&self, after: Duration) {
+        if !self.failing {
+            return std::future::pending().await;
+        }
+        tokio::time::sleep(after).await;
+    }
+}
 
 /// Replaces the file at `path` by what `content` writes: a temporary file beside it, fsync, rename,
 /// fsync of the directory. The directory is made if it is not there.
