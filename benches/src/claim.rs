@@ -26,7 +26,7 @@ impl Claim {
     /// Takes a name that nobody has.
     pub fn new() -> Result<Claim> {
         fs::create_dir_all(ALL).with_context(|| format!("making {ALL}"))?;
-        let _all = lock(&Path::new(ALL).join(LOCK))?;
+        let _all = lock_all()?;
         let pid = std::process::id();
         let name = (0..).map(|number| format!("fb{pid}.{number}")).find(|name| !directory(name).exists());
         let name = name.context("numbers do not run out")?;
@@ -49,6 +49,7 @@ impl Drop for Claim {
     fn drop(&mut self) {
         // What cannot be taken away now will be by the next bench.
         let _ = take_away(&self.name);
+        remove_all_if_empty();
     }
 }
 
@@ -56,20 +57,32 @@ impl Drop for Claim {
 pub(crate) fn sweep() -> Result<()> {
     lab::sweep()?;
     let Ok(entries) = fs::read_dir(ALL) else { return Ok(()) };
-    let _all = lock(&Path::new(ALL).join(LOCK))?;
+    let _all = lock_all()?;
     for entry in entries {
         let path = entry?.path();
-        let abandoned = path.is_dir()
-            && match File::open(path.join(LOCK)).map(|lock| lock.try_lock()) {
-                Ok(Err(TryLockError::WouldBlock)) => false,
-                Ok(Err(TryLockError::Error(error))) => return Err(error.into()),
-                Ok(Ok(())) | Err(_) => true,
-            };
+        let abandoned = match File::open(path.join(LOCK)).map(|lock| lock.try_lock()) {
+            Ok(Err(TryLockError::WouldBlock)) => false,
+            Ok(Err(TryLockError::Error(error))) => return Err(error.into()),
+            Ok(Ok(())) | Err(_) => true,
+        };
         if abandoned && let Some(name) = path.file_name().and_then(|name| name.to_str()) {
             take_away(name)?;
         }
     }
+    remove_all_if_empty();
     Ok(())
+}
+
+/// Lets one bench at a time make or sweep claims. The directory itself is locked, so that nothing is left in it.
+fn lock_all() -> Result<File> {
+    let all = File::open(ALL).with_context(|| format!("opening {ALL}"))?;
+    all.lock().with_context(|| format!("locking {ALL}"))?;
+    Ok(all)
+}
+
+fn remove_all_if_empty() {
+    // It is not while others have claims.
+    let _ = fs::remove_dir(ALL);
 }
 
 fn take_away(name: &str) -> Result<()> {
