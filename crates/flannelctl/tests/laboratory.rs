@@ -104,7 +104,9 @@ fn cleanup_waits_for_flanneld_to_end_and_leaves_what_is_not_ours() {
     lab.run("exec", &["node1", "ip", "route", "add", "10.9.0.0/16", "via", "192.168.64.254"]);
     lab.run("exec", &["node1", "nft", "add", "table", "ip", "mine"]);
     lab.run("break", &["kill"]);
-    let shown = stdout(&lab.on_node1(&["cleanup", "--dry-run"]));
+    let dry_run = lab.on_node1(&["cleanup", "--dry-run"]);
+    assert!(dry_run.status.success(), "{dry_run:?}");
+    let shown = stdout(&dry_run);
     for command in ["ip link delete flannel.1", "nft delete table ip flannel-ipv4", "rm /run/flab/"] {
         assert!(shown.contains(command), "{shown}");
     }

@@ -62,10 +62,12 @@ impl Process {
         self.pid.unsigned_abs()
     }
 
-    /// Whether it runs.
+    /// Whether any thread of it runs. What it holds (locks, ports, devices) is free when the last has ended.
     pub fn is_running(&self) -> bool {
-        stat(self.pid)
-            .is_some_and(|stat| stat.start_time == self.start_time && !matches!(stat.state, 'Z' | 'X'))
+        stat(self.pid).is_some_and(|stat| {
+            // The first thread is a zombie from its own end on until its process is asked for.
+            stat.start_time == self.start_time && (!matches!(stat.state, 'Z' | 'X') || stat.threads > 1)
+        })
     }
 
     /// Sends a signal.
@@ -102,17 +104,19 @@ impl Process {
 
 struct Stat {
     state: char,
+    threads: u32,
     start_time: u64,
 }
 
-/// The third and the twenty-second field of `/proc/<pid>/stat`; see proc_pid_stat(5).
+/// The third, the twentieth and the twenty-second field of `/proc/<pid>/stat`; see proc_pid_stat(5).
 fn stat(pid: i32) -> Option<Stat> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field, the program's name, may hold blanks and parentheses.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
-    let start_time = fields.nth(18)?.parse().ok()?;
-    Some(Stat { state, start_time })
+    let threads = fields.nth(16)?.parse().ok()?;
+    let start_time = fields.nth(1)?.parse().ok()?;
+    Some(Stat { state, threads, start_time })
 }
 
 #[cfg(test)]
@@ -121,8 +125,10 @@ mod tests {
 
     #[test]
     fn the_fields_of_stat_are_the_right_ones() {
-        let own = stat(std::process::id().cast_signed()).unwrap();
+        let stat_of_own = || stat(std::process::id().cast_signed()).unwrap();
+        let own = std::thread::spawn(stat_of_own).join().unwrap();
         assert!(matches!(own.state, 'R' | 'S'), "{}", own.state);
+        assert!(own.threads > 1, "this one waited for the other: {}", own.threads);
         let init = stat(1).unwrap();
         assert!(own.start_time > init.start_time);
     }
