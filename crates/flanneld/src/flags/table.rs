@@ -132,7 +132,7 @@ fn switch(text: &str) -> Option<bool> {
     }
 }
 
-/// Go's `strconv.ParseInt` with base 0: a sign, a base prefix, `_` between digits if there is one.
+/// Go's `strconv.ParseInt` with base 0: a sign, a base prefix, `_` between digits and behind the prefix.
 fn number(text: &str) -> Option<i64> {
     let (negative, digits) = match text.as_bytes().first()? {
         b'-' => (true, &text[1..]),
@@ -148,7 +148,7 @@ fn number(text: &str) -> Option<i64> {
         d => (10, d),
     };
     let underscores_fit =
-        !digits.ends_with('_') && !digits.contains("__") && (radix != 10 || !digits.contains('_'));
+        !digits.ends_with('_') && !digits.contains("__") && (radix != 10 || !digits.starts_with('_'));
     let digits = digits.replace('_', "");
     if !underscores_fit || digits.is_empty() || digits.starts_with(['+', '-']) {
         return None;
