@@ -8,6 +8,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -76,15 +77,30 @@ fn streams_survive_restarts_and_the_device_stays() {
         let device = || lab.node(1).run("ip -o link show flannel0");
         let index = |shown: String| shown.split(':').next().unwrap_or_default().to_owned();
         let before = index(device()?);
-        thread::scope(|scope| -> Result<()> {
-            let (from, to) = (a.namespace(), b.namespace());
-            let address = b.ipv4()?;
-            let stream = scope.spawn(move || transfer((from, to), address, 200 << 20));
-            for _ in 0..3 {
+        let (address, ends, received) = (b.ipv4()?, AtomicBool::new(false), AtomicUsize::new(0));
+        let flows = || {
+            let before = received.load(Ordering::Relaxed);
+            wait_for("the stream to go on", PATIENCE, || {
+                let more = received.load(Ordering::Relaxed) - before;
+                ensure!(more > 4 << 20, "{more} octets have arrived since the last start, {before} before");
+                Ok(())
+            })
+        };
+        let streams = || {
+            let left = |_| if ends.load(Ordering::Relaxed) { 0 } else { usize::MAX };
+            stream((a.namespace(), b.namespace()), address, left, &received)
+        };
+        thread::scope(|scope| {
+            let streaming = scope.spawn(&streams);
+            let restarts = (0..3).try_for_each(|_| {
+                flows()?;
                 lab.node(1).kill()?;
-                lab.start()?;
-            }
-            stream.join().expect("the stream does not panic")
+                lab.start()
+            });
+            let restarts = restarts.and_then(|()| flows());
+            ends.store(true, Ordering::Relaxed);
+            streaming.join().expect("the stream does not panic")?;
+            restarts
         })?;
         ensure!(index(device()?) == before, "the device was made anew");
         reaches(&a, &b)
@@ -408,32 +424,73 @@ pub(crate) fn flanneld(node: &Node) -> Result<Vec<String>> {
 }
 
 /// Sends so many octets over a stream, which must arrive as they were sent.
-pub(crate) fn transfer((from, to): (&Namespace, &Namespace), address: IpAddr, length: usize) -> Result<()> {
-    let listener = to.within(|| TcpListener::bind((address, 0)))??;
-    let port = listener.local_addr()?.port();
-    let octet = |at: usize| (at % 251) as u8;
-    let receiver = thread::spawn(move || -> Result<usize> {
-        let (mut stream, _) = listener.accept()?;
-        stream.set_read_timeout(Some(PATIENCE * 2))?;
-        let (mut received, mut buffer) = (0, vec![0; 1 << 16]);
-        loop {
-            let count = stream.read(&mut buffer).context("receiving")?;
-            if count == 0 {
-                return Ok(received);
-            }
-            let right = buffer[..count].iter().enumerate().all(|(at, is)| *is == octet(received + at));
-            ensure!(right, "octets between {received} and {} are wrong", received + count);
-            received += count;
-        }
-    });
-    let mut stream = from.within(|| TcpStream::connect((address, port)))??;
-    stream.set_write_timeout(Some(PATIENCE * 2))?;
-    let octets: Vec<u8> = (0..length).map(octet).collect();
-    stream.write_all(&octets).context("sending")?;
-    drop(stream);
-    let received = receiver.join().expect("the receiver does not panic")?;
+pub(crate) fn transfer(between: (&Namespace, &Namespace), address: IpAddr, length: usize) -> Result<()> {
+    let received = AtomicUsize::new(0);
+    stream(between, address, |sent| length - sent, &received)?;
+    let received = received.into_inner();
     ensure!(received == length, "{received} of {length} octets arrived");
     Ok(())
+}
+
+/// Sends octets over a stream for as long as `left` of those that were sent is not zero. All of them must
+/// arrive as they were sent; `received` says how many have.
+fn stream(
+    (from, to): (&Namespace, &Namespace),
+    address: IpAddr,
+    left: impl Fn(usize) -> usize,
+    received: &AtomicUsize,
+) -> Result<()> {
+    let listener = to.within(|| TcpListener::bind((address, 0)))??;
+    let port = listener.local_addr()?.port();
+    let mut sender = from.within(|| TcpStream::connect((address, port)))??;
+    sender.set_write_timeout(Some(PATIENCE * 2))?;
+    let (receiver, _) = listener.accept()?;
+    receiver.set_read_timeout(Some(PATIENCE * 2))?;
+    let octets = pattern();
+    let sent = thread::scope(|scope| {
+        let receiving = scope.spawn(|| receive(receiver, &octets, received));
+        let mut sent = 0;
+        let sending = loop {
+            // Each piece begins where the pattern does.
+            let piece = (octets.len() - CYCLE).min(left(sent));
+            if piece == 0 {
+                break Ok(());
+            }
+            if let Err(error) = sender.write_all(&octets[..piece]) {
+                break Err(error);
+            }
+            sent += piece;
+        };
+        drop(sender);
+        // A receiver that has given up breaks the sender's pipe: it knows why.
+        receiving.join().expect("the receiver does not panic")?;
+        sending.context("sending")?;
+        anyhow::Ok(sent)
+    })?;
+    let received = received.load(Ordering::Relaxed);
+    ensure!(received == sent, "{received} of {sent} octets arrived");
+    Ok(())
+}
+
+fn receive(mut stream: TcpStream, octets: &[u8], received: &AtomicUsize) -> Result<()> {
+    let mut buffer = vec![0; octets.len() - CYCLE];
+    loop {
+        let count = stream.read(&mut buffer).context("receiving")?;
+        if count == 0 {
+            return Ok(());
+        }
+        let at = received.fetch_add(count, Ordering::Relaxed);
+        let right = buffer[..count] == octets[at % CYCLE..][..count];
+        ensure!(right, "octets between {at} and {} are wrong", at + count);
+    }
+}
+
+/// No power of two: what is missing, or comes twice, shows.
+const CYCLE: usize = 251;
+
+/// Cycles of octets, one more than are sent in one piece.
+fn pattern() -> Vec<u8> {
+    (0..CYCLE as u8).cycle().take(CYCLE * 257).collect()
 }
 
 /// A UDP datagram to port 7777, in an IP packet.
