@@ -41,7 +41,7 @@ pub(crate) fn run(command: &str) -> String {
 pub(crate) fn try_run(command: &str) -> (bool, String) {
     #[allow(clippy::disallowed_methods, reason = "a test runs the real programs beside ours")]
     let output =
-        Command::new("timeout").args(["20", "sh", "-c", command]).env("PATH", PATH).output().unwrap();
+        Command::new("timeout").args(["120", "sh", "-c", command]).env("PATH", PATH).output().unwrap();
     let mut text = String::from_utf8(output.stdout).unwrap();
     if !output.status.success() {
         text.push_str(&String::from_utf8_lossy(&output.stderr));
