@@ -1,8 +1,8 @@
 //! Which pod subnets a node gets: pure decisions over the leases of a moment.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::config::NetworkConfig;
 use crate::lease::{LeaseSet, Subnets};
@@ -41,127 +41,132 @@ pub fn fits(subnets: &Subnets, config: &NetworkConfig) -> bool {
 
 /// Chooses free subnets, at random among the first hundred of each family, as the original does.
 ///
-/// The choice is independent for IPv4 and IPv6. `below` is asked once for each enabled family. A lease
-/// that is no part of the network, the whole of it included, is nobody's: every node refuses it (see
-/// [`crate::backend`]), and it takes nothing.
+/// The choice is independent for IPv4 and IPv6. `below` is asked once for each enabled family. What is no
+/// part of the network ([`NetworkConfig::has_part`]) takes nothing.
 pub fn choose(
     config: &NetworkConfig,
     leases: &LeaseSet,
     below: Below<'_>,
 ) -> Result<Subnets, AllocationError> {
+    let leased: Vec<IpNet> =
+        leases.iter().flat_map(|lease| lease.subnets.iter()).filter(|net| config.has_part(net)).collect();
     let ipv4 = match config.ipv4 {
         None => None,
         Some(want) => {
-            let range = Range {
-                first: want.subnet_min.to_bits().into(),
-                last: want.subnet_max.to_bits().into(),
-                size: 1 << (32 - want.subnet_len),
-            };
-            let leased = leases
-                .iter()
-                .filter_map(|lease| lease.subnets.ipv4)
-                .filter(|net| want.network.contains(net) && *net != want.network)
-                .map(|net| Taken {
-                    first: net.network().to_bits().into(),
-                    last: net.broadcast().to_bits().into(),
-                });
-            let address = range.pick(leased.collect(), below).map_err(|leased| {
-                out_of_subnets(
-                    &range,
-                    leased,
-                    format!("SubnetMin {} to SubnetMax {}", want.subnet_min, want.subnet_max),
-                )
-            })?;
+            let range =
+                Range { min: want.subnet_min.into(), max: want.subnet_max.into(), len: want.subnet_len };
             // The address lies between two IPv4 addresses, so it has 32 bits.
-            Some(Ipv4Net::new_assert(Ipv4Addr::from_bits(address as u32), want.subnet_len))
+            let address = Ipv4Addr::from_bits(range.pick(&leased, below)? as u32);
+            Some(Ipv4Net::new_assert(address, want.subnet_len))
         }
     };
     let ipv6 = match config.ipv6 {
         None => None,
         Some(want) => {
-            let range = Range {
-                first: want.subnet_min.to_bits(),
-                last: want.subnet_max.to_bits(),
-                size: 1 << (128 - want.subnet_len),
-            };
-            let leased = leases
-                .iter()
-                .filter_map(|lease| lease.subnets.ipv6)
-                .filter(|net| want.network.contains(net) && *net != want.network)
-                .map(|net| Taken { first: net.network().to_bits(), last: net.broadcast().to_bits() });
-            let address = range.pick(leased.collect(), below).map_err(|leased| {
-                let range_text =
-                    format!("IPv6SubnetMin {} to IPv6SubnetMax {}", want.subnet_min, want.subnet_max);
-                out_of_subnets(&range, leased, range_text)
-            })?;
-            Some(Ipv6Net::new_assert(Ipv6Addr::from_bits(address), want.subnet_len))
+            let range =
+                Range { min: want.subnet_min.into(), max: want.subnet_max.into(), len: want.subnet_len };
+            let address = Ipv6Addr::from_bits(range.pick(&leased, below)?);
+            Some(Ipv6Net::new_assert(address, want.subnet_len))
         }
     };
     Ok(Subnets { ipv4, ipv6 })
 }
 
-/// The subnets that may be leased, addresses as numbers: `first`, `first + size`, … up to `last`.
+/// The subnets of one family that may be leased: `min`, one subnet on, … up to `max`.
 struct Range {
-    first: u128,
-    last: u128,
-    size: u128,
+    min: IpAddr,
+    max: IpAddr,
+    len: u8,
 }
 
-/// The addresses of one lease, both ends included.
+/// The addresses of one lease as numbers, both ends included.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Taken {
     first: u128,
     last: u128,
+    net: IpNet,
 }
 
 impl Range {
-    /// One of the first hundred free subnets; if there is none, how many leases fill the range.
+    /// The number of one of the first hundred free subnets.
     ///
     /// Sorted, the leases are walked beside the subnets, so the cost is that of sorting them. A lease
     /// may have any length: everything that overlaps one is skipped.
-    fn pick(&self, mut taken: Vec<Taken>, below: Below<'_>) -> Result<u128, usize> {
+    fn pick(&self, leased: &[IpNet], below: Below<'_>) -> Result<u128, AllocationError> {
         /// Compatibility: so many the original collects before it draws.
         const CANDIDATES: usize = 100;
-        taken.retain(|lease| lease.last >= self.first && lease.first <= self.last + (self.size - 1));
+        let (first, last, size) = (number(self.min), number(self.max), self.size());
+        let mut taken: Vec<Taken> = leased
+            .iter()
+            .filter(|net| net.addr().is_ipv4() == self.min.is_ipv4())
+            .map(|net| Taken { first: number(net.network()), last: number(net.broadcast()), net: *net })
+            .filter(|lease| lease.last >= first && lease.first <= last + (size - 1))
+            .collect();
         taken.sort_unstable();
         let mut free = Vec::with_capacity(CANDIDATES);
         let mut leases = taken.iter().peekable();
-        let mut candidate = Some(self.first);
-        while let Some(first) = candidate.filter(|first| *first <= self.last) {
-            if let Some(lease) = leases.next_if(|lease| lease.last < first) {
+        let mut candidate = Some(first);
+        while let Some(subnet) = candidate.filter(|subnet| *subnet <= last) {
+            if let Some(lease) = leases.next_if(|lease| lease.last < subnet) {
                 let _behind_us = lease;
                 continue;
             }
             let beyond = match leases.peek() {
                 // The walk goes on behind the lease, in whole steps.
-                Some(lease) if lease.first <= first + (self.size - 1) => {
-                    lease.last - (lease.last - self.first) % self.size
-                }
+                Some(lease) if lease.first <= subnet + (size - 1) => lease.last - (lease.last - first) % size,
                 _ => {
-                    free.push(first);
-                    first
+                    free.push(subnet);
+                    subnet
                 }
             };
             if free.len() == CANDIDATES {
                 break;
             }
             // None at the end of the address space, where the original starts over at zero.
-            candidate = beyond.checked_add(self.size);
+            candidate = beyond.checked_add(size);
         }
         match free.len() {
-            0 => Err(taken.len()),
+            0 => Err(self.out_of_subnets(&taken)),
             // A source that does not keep to its bound must not lead out of the list.
             len => Ok(free[below(len) % len]),
         }
     }
+
+    fn size(&self) -> u128 {
+        let bits = if self.min.is_ipv4() { 32 } else { 128 };
+        1 << (bits - self.len)
+    }
+
+    fn out_of_subnets(&self, taken: &[Taken]) -> AllocationError {
+        /// So many leases are named.
+        const NAMED: usize = 3;
+        let Range { min, max, len } = self;
+        let all = (number(*max) - number(*min)) / self.size() + 1;
+        let family = if min.is_ipv4() { "" } else { "IPv6" };
+        let large: Vec<String> = taken
+            .iter()
+            .filter(|lease| lease.net.prefix_len() < *len)
+            .take(NAMED)
+            .map(|lease| lease.net.to_string())
+            .collect();
+        let large = match large.as_slice() {
+            [] => String::new(),
+            named => format!(", {} more than one each", named.join(" and ")),
+        };
+        AllocationError::OutOfSubnets(format!(
+            "{} leases take all {all} subnets of {family}SubnetMin {min} to {family}SubnetMax {max}{large}; remove the \
+             leases of nodes that are gone (flannelctl leases shows them), widen the range, or lease smaller subnets \
+             with a longer {family}SubnetLen",
+            taken.len()
+        ))
+    }
 }
 
-fn out_of_subnets(range: &Range, leased: usize, text: String) -> AllocationError {
-    let all = (range.last - range.first) / range.size + 1;
-    AllocationError::OutOfSubnets(format!(
-        "{leased} leases take all {all} subnets of {text}; remove the leases of nodes that are gone \
-         (flannelctl leases shows them), widen the range, or lease smaller subnets with a longer SubnetLen"
-    ))
+fn number(ip: IpAddr) -> u128 {
+    match ip {
+        IpAddr::V4(ip) => ip.to_bits().into(),
+        IpAddr::V6(ip) => ip.to_bits(),
+    }
 }
 
 #[cfg(test)]

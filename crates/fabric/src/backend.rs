@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
-use crate::config::NetworkConfig;
+use crate::config::{NetworkConfig, is_part};
 use crate::dataplane::{Dataplane, NextHop, Route, Target};
 use crate::host::{ExternalInterface, Host, RouteStyle};
 use crate::lease::{Attributes, Lease};
@@ -211,7 +211,7 @@ fn checked(network: &IpNet, host: &Host, lease: &Lease) -> Result<Peer, String> 
         ),
     };
     let subnet = subnet.ok_or("the lease has no subnet of this family")?;
-    if !network.contains(&subnet) || network.prefix_len() == subnet.prefix_len() {
+    if !is_part(network, &subnet) {
         return Err(format!("{subnet} is not a part of the network {network}"));
     }
     let public = public.ok_or("the lease names no address of the node for this family")?;

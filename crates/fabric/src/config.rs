@@ -127,6 +127,17 @@ impl NetworkConfig {
         let ipv6 = self.ipv6.map(|net| IpNet::V6(net.network));
         ipv4.into_iter().chain(ipv6)
     }
+
+    /// Whether a subnet lies in one of the networks, and is not the whole of it. A lease of anything else is
+    /// refused by every node (see [`crate::backend`]), so it takes nothing from anybody.
+    pub fn has_part(&self, subnet: &IpNet) -> bool {
+        self.networks().any(|network| is_part(&network, subnet))
+    }
+}
+
+/// Whether a subnet lies in a network, and is not the whole of it.
+pub(crate) fn is_part(network: &IpNet, subnet: &IpNet) -> bool {
+    network.contains(subnet) && network.prefix_len() != subnet.prefix_len()
 }
 
 /// The IPv4 keys as written, each readable by itself.

@@ -131,7 +131,7 @@ pub async fn hold(
         std::future::pending::<Infallible>().await
     };
     tokio::select! {
-        never = store.keep(lease, attributes, said) => match never {},
+        never = store.keep(lease, config, attributes, said) => match never {},
         never = forward => match never {},
     }
 }

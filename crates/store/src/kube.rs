@@ -68,8 +68,8 @@ pub(crate) struct Kube {
     seen: watch::Sender<Option<Option<OwnNode>>>,
     /// Who misses podCIDRs, as the follower sees it.
     missing: watch::Sender<allocate::Missing>,
-    /// The network that our lease was acquired for, and our Node as it was left then.
-    acquired: Mutex<Option<(NetworkConfig, OwnNode)>>,
+    /// Our Node as it was left when our lease was acquired.
+    acquired: Mutex<Option<OwnNode>>,
     /// What we were not permitted to do, until when it is not tried again.
     forbidden: Mutex<HashMap<&'static str, Instant>>,
 }
@@ -262,7 +262,7 @@ impl Kube {
         self.forbidden.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn acquired(&self) -> std::sync::MutexGuard<'_, Option<(NetworkConfig, OwnNode)>> {
+    fn acquired(&self) -> std::sync::MutexGuard<'_, Option<OwnNode>> {
         self.acquired.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -287,10 +287,11 @@ impl Store {
     pub async fn keep(
         &self,
         lease: Lease,
+        config: &NetworkConfig,
         attributes: watch::Receiver<Attributes>,
         own: watch::Sender<Kept>,
     ) -> Infallible {
-        let around = Surroundings { attributes, leases: self.leases() };
+        let around = Surroundings { config: config.clone(), attributes, leases: self.leases() };
         match &self.shared.source {
             Source::Records(backing) => registration::keep(&**backing, self.terms, lease, around, own).await,
             Source::Nodes(kube) => kube::keep(kube, lease, around, own).await,

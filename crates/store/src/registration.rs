@@ -19,7 +19,9 @@ mod keep;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fabric::config::NetworkConfig;
 use fabric::lease::{Lease, LeaseSet, Subnets};
+use ipnet::IpNet;
 
 use crate::Terms;
 use crate::registry::Record;
@@ -32,10 +34,19 @@ fn term(record: &Record, terms: Terms) -> Option<Duration> {
     (!record.is_reservation()).then_some(terms.ttl)
 }
 
-/// A lease that shares an address with these subnets.
-fn overlapping<'a>(subnets: &Subnets, leases: &'a LeaseSet) -> Option<&'a Arc<Lease>> {
-    let ipv4 = subnets.ipv4.and_then(|net| leases.overlapping_ipv4(net).next());
-    ipv4.or_else(|| subnets.ipv6.and_then(|net| leases.overlapping_ipv6(net).next()))
+/// A lease that has part of these subnets.
+fn overlapping<'a>(
+    subnets: &Subnets,
+    config: &NetworkConfig,
+    leases: &'a LeaseSet,
+) -> Option<&'a Arc<Lease>> {
+    leases.overlapping(*subnets).find(|other| is_in_the_way(&other.subnets, subnets, config))
+}
+
+/// Whether another node's subnets take part of ours. What is no part of the network takes nothing.
+fn is_in_the_way(theirs: &Subnets, ours: &Subnets, config: &NetworkConfig) -> bool {
+    let takes = |net: &IpNet| ours.iter().any(|own| own.contains(net) || net.contains(&own));
+    theirs.iter().any(|net| config.has_part(&net) && takes(&net))
 }
 
 #[cfg(test)]

@@ -81,9 +81,9 @@ fn a_full_network_says_how_full_and_what_to_do() {
         choose(&config, &leased(&["10.3.0.0-29", "10.3.0.8-29"]), &mut |_| 0).unwrap_err().to_string();
     assert_eq!(
         error,
-        "out of subnets: 2 leases take all 3 subnets of SubnetMin 10.3.0.4 to SubnetMax 10.3.0.12; remove the leases \
-         of nodes that are gone (flannelctl leases shows them), widen the range, or lease smaller subnets with a \
-         longer SubnetLen"
+        "out of subnets: 2 leases take all 3 subnets of SubnetMin 10.3.0.4 to SubnetMax 10.3.0.12, 10.3.0.0/29 and \
+         10.3.0.8/29 more than one each; remove the leases of nodes that are gone (flannelctl leases shows them), widen \
+         the range, or lease smaller subnets with a longer SubnetLen"
     );
 }
 

@@ -123,7 +123,7 @@ async fn a_lease_runs_out_with_its_node_and_is_renewed_while_it_lives() {
     let (own, kept) = watch::channel(Kept { lease: alive.clone(), state: KeptState::Held, expires: None });
     let keeper = {
         let (store, lease, seen) = (store.clone(), alive.clone(), attributes.subscribe());
-        tokio::spawn(async move { match store.keep(lease, seen, own).await {} })
+        tokio::spawn(async move { match store.keep(lease, &claim(1).config, seen, own).await {} })
     };
     wait_for(&mut leases, |leases| leases.len() == 2).await;
     wait_for(&mut leases, |leases| leases.get(&dead.subnets).is_none()).await;
@@ -149,7 +149,7 @@ async fn a_lease_that_is_removed_under_a_living_node_comes_back() {
         watch::channel(Kept { lease: lease.clone(), state: KeptState::Held, expires: None });
     let keeper = {
         let (store, lease, seen) = (store.clone(), lease.clone(), attributes.subscribe());
-        tokio::spawn(async move { match store.keep(lease, seen, own).await {} })
+        tokio::spawn(async move { match store.keep(lease, &claim(1).config, seen, own).await {} })
     };
     wait_for(&mut store.leases(), |leases| leases.len() == 1).await;
     std::fs::remove_file(&file).unwrap();

@@ -56,7 +56,7 @@ pub(crate) async fn acquire(kube: &Kube, claim: &Claim) -> Result<Lease, Acquire
         node = kube.note(kube.annotate(&missing).await)?;
     }
     let created = node.created;
-    *kube.acquired() = Some((claim.config.clone(), node));
+    *kube.acquired() = Some(node);
     Ok(Lease { subnets, attributes: published, created })
 }
 
@@ -123,12 +123,11 @@ pub(crate) async fn keep(
     own: watch::Sender<Kept>,
 ) -> Infallible {
     let mut seen = kube.seen.subscribe();
-    let (config, node) = kube.acquired().clone().unzip();
     let mut keeper = Keeper {
         kube,
-        config,
+        config: around.config.clone(),
         kept: Kept { lease, state: KeptState::Held, expires: None },
-        node: node.map(Some),
+        node: kube.acquired().clone().map(Some),
         written: None,
         last_error: String::new(),
     };
@@ -198,8 +197,7 @@ pub(crate) async fn keep(
 
 struct Keeper<'a> {
     kube: &'a Kube,
-    /// The network that the lease is of; none if it was not acquired in this run.
-    config: Option<NetworkConfig>,
+    config: NetworkConfig,
     kept: Kept,
     /// Our Node as it was last seen or written; none if it has not been, none inside if there is none.
     node: Option<Option<OwnNode>>,
@@ -223,13 +221,11 @@ impl Keeper<'_> {
             self.lose(format!("the Node {name} has been deleted; its lease is back when it registers again"));
             return Ok(false);
         };
-        if let Some(config) = &self.config {
-            match usable(&node, config) {
-                Ok(subnets) => self.move_to(subnets),
-                Err((why, remedy)) => {
-                    self.lose(format!("the node's {why}; {remedy}"));
-                    return Ok(false);
-                }
+        match usable(&node, &self.config) {
+            Ok(subnets) => self.move_to(subnets),
+            Err((why, remedy)) => {
+                self.lose(format!("the node's {why}; {remedy}"));
+                return Ok(false);
             }
         }
         self.kept.lease.created = node.created;

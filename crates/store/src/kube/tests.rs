@@ -318,7 +318,7 @@ async fn keeping() -> Keeping {
     let attributes = watch::Sender::new(attributes("192.0.2.1"));
     let (own, kept) = watch::channel(Kept { lease: lease.clone(), state: KeptState::Held, expires: None });
     let (keeper, wanted) = (store.clone(), attributes.subscribe());
-    tokio::spawn(async move { keeper.keep(lease, wanted, own).await });
+    tokio::spawn(async move { keeper.keep(lease, &claim().config, wanted, own).await });
     Keeping { store, mock, watcher, attributes, kept }
 }
 

@@ -8,7 +8,7 @@ use fabric::config::NetworkConfig;
 use fabric::lease::{Attributes, Lease, LeaseSet, Subnets};
 use tracing::{info, warn};
 
-use super::{overlapping, term};
+use super::{is_in_the_way, overlapping, term};
 use crate::backoff;
 use crate::registry::{self, Registry, Written};
 use crate::{AcquireError, Claim, StoreError, Terms};
@@ -59,14 +59,18 @@ async fn try_to_acquire<R: Registry>(
         discard(registry, &ours).await?;
     }
     let mut occupied = occupied(leases);
-    let subnets = if is_free(&claim.previous, &occupied) && allocation::fits(&claim.previous, &claim.config) {
+    let config = &claim.config;
+    let subnets = if allocation::fits(&claim.previous, config)
+        && overlapping(&claim.previous, config, &occupied).is_none()
+    {
         claim.previous
     } else {
-        let chosen = allocation::choose(&claim.config, &occupied, &mut backoff::below)?;
+        let chosen = allocation::choose(config, &occupied, &mut backoff::below)?;
         // A node that gains IPv6 keeps the IPv4 subnet in which its pods live.
         let kept = Subnets { ipv4: keep_ipv4.or(chosen.ipv4), ..chosen };
         keep_ipv4.map(|ipv4| occupied.remove(&Subnets { ipv4: Some(ipv4), ipv6: None }));
-        if allocation::fits(&kept, &claim.config) && is_free(&kept, &occupied) { kept } else { chosen }
+        let fits = allocation::fits(&kept, config) && overlapping(&kept, config, &occupied).is_none();
+        if fits { kept } else { chosen }
     };
     create(registry, terms, claim, subnets).await
 }
@@ -158,10 +162,6 @@ fn occupied(leases: &LeaseSet) -> LeaseSet {
     occupied
 }
 
-fn is_free(subnets: &Subnets, occupied: &LeaseSet) -> bool {
-    *subnets != Subnets::default() && overlapping(subnets, occupied).is_none()
-}
-
 /// Creates a lease; none if another node was faster.
 async fn create<R: Registry>(
     registry: &R,
@@ -178,7 +178,8 @@ async fn create<R: Registry>(
     // no conflict. The older one stays.
     if is_dual(&claim.config) {
         let (listing, _) = registry::gather(registry).await?;
-        if let Some(rival) = listing.leases.rival(&lease) {
+        let in_the_way = |rival: &&Arc<Lease>| is_in_the_way(&rival.subnets, &subnets, &claim.config);
+        if let Some(rival) = listing.leases.rivals(&lease).find(in_the_way) {
             info!(%subnets, rival = %rival.subnets, "another node has chosen half of our subnets, making way");
             registry.delete(&record).await?;
             return Ok(None);

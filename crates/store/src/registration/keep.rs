@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::time::{Duration, SystemTime};
 
+use fabric::config::NetworkConfig;
 use fabric::lease::{Attributes, Lease, LeaseSet};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -16,8 +17,10 @@ use crate::{Kept, KeptState, StoreError, Terms};
 /// How often a store that answers is asked whether a subnet has become free, beside the watch.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 
-/// What a node watches while it keeps its lease.
+/// What a node keeps its lease in.
 pub(crate) struct Surroundings {
+    /// The network.
+    pub(crate) config: NetworkConfig,
     /// What the node says of itself.
     pub(crate) attributes: watch::Receiver<Attributes>,
     /// All leases.
@@ -35,6 +38,7 @@ pub(crate) async fn keep<R: Registry>(
     let mut keeper = Keeper {
         registry,
         terms,
+        config: around.config.clone(),
         key: lease.subnets.key(),
         written: vec![lease.attributes.clone()],
         found: Some(lease.clone()),
@@ -74,6 +78,7 @@ pub(crate) async fn keep<R: Registry>(
 struct Keeper<'a, R> {
     registry: &'a R,
     terms: Terms,
+    config: NetworkConfig,
     key: String,
     /// Values of ours that may be in the store: the last that was written, and those whose writing
     /// had no answer.
@@ -177,7 +182,7 @@ impl<R: Registry> Keeper<'_, R> {
         let subnets = self.kept.lease.subnets;
         let mut others = leases?.clone();
         others.remove(&subnets);
-        let other = overlapping(&subnets, &others)?;
+        let other = overlapping(&subnets, &self.config, &others)?;
         Some(format!(
             "the lease of {subnets} is gone, and {} has been leased to {} since",
             other.subnets,

@@ -205,6 +205,28 @@ async fn a_key_whose_value_cannot_be_read_is_not_handed_out() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lease_of_the_whole_network_is_in_nobodys_way() {
+    for (json, all, previous) in [
+        (EIGHT_SUBNETS, "10.5.0.0-20", "10.5.7.0-24"),
+        (DUAL, "10.5.0.0-16", "10.5.7.0-24&fd00:5:0:7::-64"),
+        (DUAL, "10.5.0.0-16&fd00:5::-56", "10.5.7.0-24&fd00:5:0:7::-64"),
+    ] {
+        let memory = Memory::new();
+        memory.put(all, &node(2).to_json(), None);
+        let known = Claim { previous: subnets(previous), ..claim(json, node(1)) };
+        assert_eq!(lease(&memory, &known).await.unwrap().subnets, known.previous);
+        let new = lease(&memory, &claim(json, node(3))).await.unwrap();
+        assert_eq!(memory.keys().len(), 3, "{new:?}");
+        assert_eq!(memory.writes(), 2, "at the first try");
+    }
+    // What is half a lease counts by that half.
+    let memory = Memory::new();
+    memory.put("10.5.0.0-16&fd00:5:0:7::-64", &node(2).to_json(), None);
+    let known = Claim { previous: subnets("10.5.7.0-24&fd00:5:0:7::-64"), ..claim(DUAL, node(1)) };
+    assert_ne!(lease(&memory, &known).await.unwrap().subnets.ipv6, known.previous.ipv6);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_list_that_is_a_little_old_does_no_harm() {
     let memory = Memory::new();
     let old = LeaseSet::default();
@@ -254,7 +276,11 @@ impl Node {
         let attributes = watch::Sender::new(lease.attributes.clone());
         let (own, seen) =
             watch::channel(Kept { lease: lease.clone(), state: KeptState::Held, expires: None });
-        let around = Surroundings { attributes: attributes.subscribe(), leases: leases.clone() };
+        let around = Surroundings {
+            config: config(EIGHT_SUBNETS),
+            attributes: attributes.subscribe(),
+            leases: leases.clone(),
+        };
         let (registry, key) = (memory.clone(), lease.subnets.key());
         let keeper =
             tokio::spawn(async move { match keep(&registry, Terms::default(), lease, around, own).await {} });
@@ -436,6 +462,8 @@ async fn subnets_that_were_leased_elsewhere_meanwhile_are_not_taken_back() {
     node.settled().await;
     let wider = format!("{}-23", subnets(&node.key).ipv4.unwrap().supernet().unwrap().addr());
     memory.put(&wider, &self::node(2).to_json(), None);
+    // The whole network is nobody's subnet.
+    memory.put("10.5.0.0-20", &self::node(3).to_json(), None);
     node.settled().await;
     memory.revoke(&node.key);
     let lost = node.until("reported", |kept| kept.state != KeptState::Held).await;

@@ -58,7 +58,8 @@ impl Keeping {
         let (sender, own) =
             watch::channel(Kept { lease: lease.clone(), state: KeptState::Held, expires: None });
         let (store, seen) = (store.clone(), attributes.subscribe());
-        let task = tokio::spawn(async move { match store.keep(lease, seen, sender).await {} });
+        let task =
+            tokio::spawn(async move { match store.keep(lease, &claim(1).config, seen, sender).await {} });
         Keeping { own, attributes, task }
     }
 }
