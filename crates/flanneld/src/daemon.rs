@@ -8,7 +8,9 @@ use anyhow::Context;
 use fabric::firewall::SourcePorts;
 use kernel::KernelError;
 use kernel::nftables::Nftables;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{
+    SIGALRM, SIGINT, SIGIO, SIGPROF, SIGTERM, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU, SIGXFSZ,
+};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::board::Board;
@@ -107,6 +109,7 @@ impl Signals {
             signal_hook::flag::register_conditional_default(number, Arc::clone(&asked))?;
             signal_hook::flag::register(number, Arc::clone(&asked))?;
         }
+        pass_over_the_others()?;
         Ok(Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
@@ -121,9 +124,27 @@ impl Signals {
     }
 }
 
+/// Signals that would end us, and by which nobody means to.
+const OTHERS: [i32; 8] = [SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO, SIGXCPU, SIGXFSZ];
+
+/// Compatibility: Go's runtime passes over them, so that whoever rotates logs or limits files by habit
+/// has never hurt the original. Handled, not ignored: programs that we run would inherit that.
+fn pass_over_the_others() -> std::io::Result<()> {
+    OTHERS.into_iter().try_for_each(|number| signal_hook::flag::register(number, Arc::default()).map(drop))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// It fails by ending the tests.
+    #[test]
+    fn signals_that_say_nothing_end_nobody() {
+        pass_over_the_others().unwrap();
+        for number in OTHERS {
+            signal_hook::low_level::raise(number).unwrap();
+        }
+    }
 
     #[test]
     fn source_ports_are_random_only_where_wanted_and_possible() {
