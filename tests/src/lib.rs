@@ -14,10 +14,11 @@ pub mod packet_peer;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use lab::{Lab, Node, Pinging, Pod, wait_for};
+use lab::{Lab, Node, Ping, Pinging, Pod, wait_for};
 
-/// How long anything may take that takes a moment on an idle machine.
-pub const PATIENCE: Duration = Duration::from_secs(15);
+/// How long anything may take that takes a moment on an idle machine: long for one that is busy, and less
+/// than the minute after which a silent connection is given up, which must not be what mends a story.
+pub const PATIENCE: Duration = Duration::from_secs(45);
 
 /// Between the echo requests of traffic that must not notice what happens.
 pub const STEADILY: Duration = Duration::from_millis(5);
@@ -50,7 +51,6 @@ pub fn reaches(from: &Pod<'_>, to: &Pod<'_>) -> Result<()> {
 /// Traffic that must not lose a packet.
 #[derive(Debug)]
 pub struct Traffic {
-    since: Instant,
     flows: Vec<(String, Pinging)>,
 }
 
@@ -61,20 +61,26 @@ impl Traffic {
         for (from, to) in [(one, other), (other, one)] {
             for net in to.addresses() {
                 let flow = format!("{} -> {} ({})", from.name(), to.name(), net.addr());
-                flows.push((flow, from.keep_pinging(net.addr(), STEADILY)?));
+                // What is not lost may come late on a busy machine.
+                let patience = Duration::from_secs(10);
+                let ping = Ping { interval: STEADILY, patience, ..Ping::once(net.addr()) };
+                flows.push((flow, ping.keep_on(from.namespace())?));
             }
         }
-        Ok(Traffic { since: Instant::now(), flows })
+        Ok(Traffic { flows })
     }
 
     /// Ends it and says how many packets were lost.
     pub fn lost(self) -> Result<Vec<String>> {
-        // Whatever happened may have been too quick for a single packet.
-        std::thread::sleep((STEADILY * 50).saturating_sub(self.since.elapsed()));
         let mut losses = Vec::new();
         for (flow, pinging) in self.flows {
+            // Whatever happened may have been too quick for a single packet.
+            let now = pinging.sent();
+            wait_for(&format!("{flow} to go on"), PATIENCE, || {
+                ensure!(pinging.sent() > now + 50, "{} packets were sent", pinging.sent());
+                Ok(())
+            })?;
             let report = pinging.stop()?;
-            ensure!(report.sent > 10, "{flow}: only {} packets were sent", report.sent);
             if report.lost() > 0 {
                 let error = report.error.as_deref().unwrap_or("no answer");
                 losses.push(format!("{flow}: {} of {} lost: {error}", report.lost(), report.sent));

@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -64,22 +64,22 @@ impl Ping {
 
     /// Pings from a namespace; fails only if it could not be tried.
     pub fn from(&self, namespace: &Namespace) -> Result<Report> {
-        self.over(&Echo::open(namespace, self.to)?, &AtomicBool::new(false))
+        self.over(&Echo::open(namespace, self.to)?, &Progress::default())
     }
 
     /// Pings from a namespace, at this interval, until stopped.
     pub fn keep_on(&self, namespace: &Namespace) -> Result<Pinging> {
         let echo = Echo::open(namespace, self.to)?;
-        let stop = Arc::new(AtomicBool::new(false));
+        let progress = Arc::new(Progress::default());
         let endless = Ping { count: u16::MAX, ..*self };
         let thread = {
-            let stop = Arc::clone(&stop);
-            thread::spawn(move || endless.over(&echo, &stop))
+            let progress = Arc::clone(&progress);
+            thread::spawn(move || endless.over(&echo, &progress))
         };
-        Ok(Pinging { stop, thread: Some(thread) })
+        Ok(Pinging { progress, thread: Some(thread) })
     }
 
-    fn over(&self, echo: &Echo, stop: &AtomicBool) -> Result<Report> {
+    fn over(&self, echo: &Echo, progress: &Progress) -> Result<Report> {
         let mut report = Report::default();
         let mut sent_at = BTreeMap::new();
         let start = Instant::now();
@@ -87,7 +87,7 @@ impl Ping {
         for sequence in 0..self.count {
             let due = start + self.interval * u32::from(sequence);
             self.receive(echo, due, &sent_at, &mut report)?;
-            if stop.load(Ordering::Relaxed) {
+            if progress.stop.load(Ordering::Relaxed) {
                 break;
             }
             last_sent = Instant::now();
@@ -98,6 +98,7 @@ impl Ping {
             {
                 report.error = Some(io::Error::from(error).to_string());
             }
+            progress.sent.store(report.sent, Ordering::Relaxed);
         }
         self.receive(echo, last_sent + self.patience, &sent_at, &mut report)?;
         Ok(report)
@@ -197,17 +198,29 @@ impl Echo {
     }
 }
 
+/// What a ping that goes on is told, and tells.
+#[derive(Debug, Default)]
+struct Progress {
+    stop: AtomicBool,
+    sent: AtomicUsize,
+}
+
 /// A ping that goes on beside everything else.
 #[derive(Debug)]
 pub struct Pinging {
-    stop: Arc<AtomicBool>,
+    progress: Arc<Progress>,
     thread: Option<JoinHandle<Result<Report>>>,
 }
 
 impl Pinging {
+    /// How many echo requests it has sent so far.
+    pub fn sent(&self) -> usize {
+        self.progress.sent.load(Ordering::Relaxed)
+    }
+
     /// Stops, waits for the answers that are on their way, and reports.
     pub fn stop(mut self) -> Result<Report> {
-        self.stop.store(true, Ordering::Relaxed);
+        self.progress.stop.store(true, Ordering::Relaxed);
         match self.thread.take().map(JoinHandle::join) {
             Some(Ok(report)) => report,
             _ => bail!("the thread that pinged has panicked"),
@@ -217,7 +230,7 @@ impl Pinging {
 
 impl Drop for Pinging {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.progress.stop.store(true, Ordering::Relaxed);
     }
 }
 
