@@ -43,7 +43,9 @@ fn an_api_server_tells_who_may_do_what_and_remembers() {
             Ok(())
         })?;
         api.renew_token()?;
-        ensure!(kubectl("get nodes --no-headers")?.lines().count() == 100);
+        // The server may know the account that is gone for a moment yet.
+        let seen = wait_for("the new token to be good", PATIENCE, || kubectl("get nodes --no-headers"))?;
+        ensure!(seen.lines().count() == 100, "{seen}");
         let relabel = json!({ "metadata": { "labels": { "story": "told" } } });
         let node = api.request("PATCH", "/api/v1/nodes/node-7", &relabel)?;
         ensure!(node["metadata"]["labels"]["story"] == "told", "{node}");

@@ -171,7 +171,11 @@ impl Kube<'_> {
             "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name },
             "subjects": [{ "kind": "ServiceAccount", "name": "flannel", "namespace": "kube-flannel" }],
         });
-        self.api.request("POST", &format!("{rbac}/clusterrolebindings"), &binding).map(drop)
+        self.api.request("POST", &format!("{rbac}/clusterrolebindings"), &binding)?;
+        for (group, resource) in groups.iter().flat_map(|group| resources.iter().map(move |is| (group, is))) {
+            verbs.iter().try_for_each(|verb| self.api.wait_allowed(group, resource, verb))?;
+        }
+        Ok(())
     }
 
     /// Reason and message of each event of a node.

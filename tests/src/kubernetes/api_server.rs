@@ -31,6 +31,7 @@ const OWN_SERVICE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 1));
 /// Where flannel's manifest puts everything, and under which account it runs.
 const FLANNEL_NAMESPACE: &str = "kube-flannel";
 const FLANNEL_ACCOUNT: &str = "flannel";
+const FLANNEL_USER: &str = "system:serviceaccount:kube-flannel:flannel";
 /// Everything that a cluster is given to have flannel.
 pub(crate) const MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/kube-flannel.yml");
 /// So many connections fill a server faster than fewer, and more do not.
@@ -268,6 +269,20 @@ impl ApiServer {
         self.request("POST", &accounts, &account).map(drop)
     }
 
+    /// Waits until flannel's account has a right that it was given: the server knows of it a moment after
+    /// the role and its binding are made, and who is refused may not ask again for long.
+    pub fn wait_allowed(&self, group: &str, resource: &str, verb: &str) -> Result<()> {
+        let (kind, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+        let right = json!({ "group": group, "resource": kind, "subresource": subresource, "verb": verb });
+        let review = json!({ "spec": { "user": FLANNEL_USER, "resourceAttributes": right } });
+        wait_for(&format!("flannel to be allowed to {verb} {resource}"), PATIENCE, || {
+            let reviews = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+            let answer = self.request("POST", reviews, &review)?;
+            ensure!(answer["status"]["allowed"] == true, "{}", answer["status"]);
+            Ok(())
+        })
+    }
+
     /// Asks the API as administrator; a PATCH is a strategic merge. Fails with the server's reason.
     pub fn request(&self, method: &str, path: &str, body: &Value) -> Result<Value> {
         let kind =
@@ -332,6 +347,7 @@ impl ApiServer {
         }
         self.write("service-account/ca.crt", &self.authority.certificate)?;
         self.write("service-account/namespace", FLANNEL_NAMESPACE)?;
+        self.wait_allowed("", "nodes", "get")?;
         self.renew_token()
     }
 
