@@ -43,7 +43,9 @@ fn forty_four_pods_leave_nothing() {
         ensure!(addresses.len() == pods.len(), "only {} addresses for {} pods", addresses.len(), pods.len());
         // The first asks everybody.
         for pod in &pods[1..] {
-            let said = cluster.ask_from(&pods[0], pod.server())?;
+            let said = wait_for(&format!("{} to be reached", pod.name), PATIENCE, || {
+                cluster.ask_from(&pods[0], pod.server())
+            })?;
             ensure!(said == format!("{} {}", pod.name, pods[0].address), "{} says {said:?}", pod.name);
         }
 

@@ -52,8 +52,11 @@ fn pods_are_reached(cluster: &Cluster<'_>) -> Result<()> {
     ensure!(gateway.starts_with("a 10.244."), "to a pod a node is {gateway}");
     // Itself, by way of its service, and the API server by way of its own.
     sees(cluster, a, service_of_a, "a ")?;
-    let refused = cluster.ask_from(b, "10.96.0.1:443".parse()?).unwrap_or_else(|error| error.to_string());
-    ensure!(refused.contains("HTTPS server"), "the API server says {refused}");
+    wait_for("the API server to refuse to speak plain HTTP", PATIENCE, || {
+        let refused = cluster.ask_from(b, "10.96.0.1:443".parse()?).unwrap_or_else(|error| error.to_string());
+        ensure!(refused.contains("HTTPS server"), "the API server says {refused}");
+        Ok(())
+    })?;
 
     // From outside.
     let outside = cluster.lab().switch();

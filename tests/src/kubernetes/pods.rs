@@ -14,8 +14,8 @@ use super::cluster::{Cluster, PATIENCE, TEST_POD};
 pub const PORT: u16 = 8080;
 const PODS: &str = "/api/v1/namespaces/default/pods";
 const SERVICES: &str = "/api/v1/namespaces/default/services";
-/// How long an answer may take; the pod itself may have asked somebody, for two seconds.
-const LIMIT: Duration = Duration::from_secs(5);
+/// How long an answer may take; the pod itself may have asked somebody, or waited for what was late.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// A pod that runs.
 #[derive(Debug, Clone)]
@@ -83,13 +83,18 @@ impl PodSpec {
 }
 
 impl Cluster<'_> {
-    /// Creates pods, and waits until they run.
+    /// Creates pods, and waits until they run and answer.
     pub fn run(&self, specs: &[PodSpec]) -> Result<Vec<TestPod>> {
         specs.iter().try_for_each(|spec| self.create(spec))?;
-        wait_for("the pods to run", PATIENCE, || {
+        let pods: Vec<TestPod> = wait_for("the pods to run", PATIENCE, || {
             let list = self.api().request("GET", PODS, &Value::Null)?;
             specs.iter().map(|spec| running(&list, spec)).collect()
-        })
+        })?;
+        // A container runs a moment before its program listens.
+        for pod in &pods {
+            wait_for(&format!("{} to answer its node", pod.name), PATIENCE, || self.ask(pod, "/"))?;
+        }
+        Ok(pods)
     }
 
     /// Creates a pod.
