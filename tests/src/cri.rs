@@ -38,7 +38,7 @@ impl Runtime {
     pub fn connect(socket: &Path) -> Result<Runtime> {
         let worker = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let endpoint =
-            Endpoint::from_shared(format!("unix:{}", socket.display()))?.timeout(Duration::from_secs(30));
+            Endpoint::from_shared(format!("unix:{}", socket.display()))?.timeout(Duration::from_secs(120));
         let channel =
             worker.block_on(endpoint.connect()).with_context(|| format!("connecting to {socket:?}"))?;
         Ok(Runtime { worker, channel })
@@ -94,7 +94,7 @@ impl Runtime {
     /// Runs a program in the pod's container and returns what it printed.
     pub fn exec(&self, pod: &CriPod, command: &[&str]) -> Result<String> {
         let command = command.iter().map(|word| (*word).to_owned()).collect();
-        let request = ExecRequest { container: pod.container.clone(), command, timeout: 10 };
+        let request = ExecRequest { container: pod.container.clone(), command, timeout: 60 };
         let answer: ExecResponse = self.call("ExecSync", request)?;
         let said = String::from_utf8_lossy(&answer.stderr);
         ensure!(answer.exit_code == 0, "exit code {}: {said}", answer.exit_code);

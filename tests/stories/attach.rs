@@ -11,8 +11,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use flannel_rs_tests::shows;
-use lab::{Families, Namespace, Node, Topology, story};
+use flannel_rs_tests::{PATIENCE, shows};
+use lab::{Families, Namespace, Node, Topology, story, wait_for};
 use serde_json::{Value, json};
 
 #[test]
@@ -92,8 +92,7 @@ fn nothing_is_left_of_a_hundred_plugins_killed_in_the_middle() {
         }
         ensure!(completed < 100, "no plugin was killed in time");
         let last = node.attach("last")?;
-        last.ping(node.address())?;
-        Ok(())
+        answers(&last, node)
     });
 }
 
@@ -120,9 +119,12 @@ fn garbage_collection_takes_away_what_nobody_detached() {
         ensure!(addresses == [own], "reserved: {addresses:?}");
         let states = fs::read_dir(node.cni_state())?.count();
         ensure!(states == 1, "{states} attachments are written down");
-        kept.ping(node.address())?;
-        Ok(())
+        answers(&kept, node)
     });
+}
+
+fn answers(pod: &lab::Pod<'_>, node: &Node) -> Result<()> {
+    wait_for("the node to answer", PATIENCE, || pod.ping(node.address()).map(drop))
 }
 
 /// No cable to a pod, no reserved address, no attachment written down.

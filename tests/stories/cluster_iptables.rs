@@ -32,7 +32,7 @@ fn the_hosts_iptables_is_called_where_the_manifest_allows_it() {
         let allowed: Vec<_> = components.into_iter().filter(|path| path.ends_with("host-iptables")).collect();
         let kustomization = manifests.kustomization(&allowed)?;
         cluster.api().kubectl(&["apply", "-k", &kustomization.display().to_string()])?;
-        cluster.api().kubectl(&[&["rollout", "status", "--timeout=60s"], &FLANNEL[..]].concat())?;
+        cluster.api().kubectl(&[&["rollout", "status", "--timeout=120s"], &FLANNEL[..]].concat())?;
         wait_for("the other pod to be reached", PATIENCE, || cluster.ask_from(a, b.server()).map(drop))?;
         let rules = cluster.lab().node(1).run("iptables-legacy -S FORWARD")?;
         ensure!(rules.contains("-P FORWARD DROP") && rules.contains("flanneld forward"), "{rules}");

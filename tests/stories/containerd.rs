@@ -29,7 +29,7 @@ fn containerd_runs_a_pod_and_may_be_killed_meanwhile() {
 
         // The pod outlives its runtime, and the next one knows how to take it away.
         machine.kill_service("containerd")?;
-        peer.ping(pod.address)?;
+        wait_for("the pod to answer", PATIENCE, || peer.ping(pod.address).map(drop))?;
         let runtime = start(&mut machine)?;
         explained(runtime.remove_pod(&pod), &machine, "containerd")?;
         machine.nothing_is_left()

@@ -117,7 +117,7 @@ fn noticed(kube: &Kube<'_>) -> Result<()> {
 }
 
 fn back(kube: &Kube<'_>) -> Result<()> {
-    wait_for("flanneld to be back", PATIENCE * 2, || {
+    wait_for("flanneld to be back", PATIENCE, || {
         let store = kube.node(1).status()?.store;
         ensure!(store.reachable, "{store:?}");
         Ok(())

@@ -67,14 +67,14 @@ fn a_token_that_is_not_good_any_more_is_named_and_a_new_one_taken_up() {
         // A watch that is open goes on; what is asked anew is refused.
         kube.api.kill()?;
         kube.api.restart()?;
-        wait_for("the status to name it", PATIENCE * 2, || {
+        wait_for("the status to name it", PATIENCE, || {
             let error = kube.node(1).status()?.store.error.unwrap_or_default();
             ensure!(error.contains("token"), "{error:?}");
             Ok(())
         })?;
         shows(kube.node(1), "ip route show 10.244.2.0/24", "flannel.1")?;
         kube.api.renew_token()?;
-        wait_for("the new one to be taken up", PATIENCE * 2, || {
+        wait_for("the new one to be taken up", PATIENCE, || {
             let store = kube.node(1).status()?.store;
             ensure!(store.reachable, "{store:?}");
             Ok(())

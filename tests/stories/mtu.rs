@@ -6,9 +6,10 @@
 //! ```
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use flannel_rs_tests::{reaches, shows};
+use flannel_rs_tests::{PATIENCE, reaches, shows};
 use lab::{Families, Lab, Ping, Pod, Topology, story};
 use serde_json::json;
 
@@ -47,18 +48,18 @@ fn largest_packets_arrive(lab: &Lab, mtu: u32) -> Result<()> {
     reaches(&a, &b)?;
     for net in b.addresses() {
         // Not fragmented, not tried before: the very first one must fit.
-        let sent = send(&a, net.addr(), mtu)?;
+        let sent = send(&a, net.addr(), mtu, PATIENCE)?;
         ensure!(sent.lost() == 0, "a packet of {mtu} octets to {} is lost: {:?}", net.addr(), sent.error);
-        let too_long = send(&a, net.addr(), mtu + 1)?;
+        let too_long = send(&a, net.addr(), mtu + 1, Duration::from_secs(1))?;
         ensure!(too_long.lost() == 1, "a packet of {} octets fits through an MTU of {mtu}", mtu + 1);
     }
     Ok(())
 }
 
 /// One echo request in an IP packet of this length.
-fn send(from: &Pod<'_>, to: IpAddr, length: u32) -> Result<lab::Report> {
+fn send(from: &Pod<'_>, to: IpAddr, length: u32, patience: Duration) -> Result<lab::Report> {
     let headers = if to.is_ipv4() { 20 + 8 } else { 40 + 8 };
-    Ping { size: length as usize - headers, ..Ping::once(to) }.from(from.namespace())
+    Ping { size: length as usize - headers, patience, ..Ping::once(to) }.from(from.namespace())
 }
 
 /// The original leaves an existing device at its old MTU while subnet.env has the new one.

@@ -6,8 +6,8 @@
 //! ```
 
 use anyhow::{Result, ensure};
-use flannel_rs_tests::everyone_answers;
-use lab::{Families, Lab, Topology, story};
+use flannel_rs_tests::{PATIENCE, everyone_answers, reaches};
+use lab::{Families, Lab, Topology, story, wait_for};
 
 #[test]
 fn pods_reach_each_other_over_vxlan() {
@@ -54,7 +54,7 @@ fn alloc_leases_subnets_and_touches_no_route() {
     story(Topology::alloc(2), |lab| {
         lab.start()?;
         let (a, b, c) = (lab.node(1).attach("a")?, lab.node(1).attach("b")?, lab.node(2).attach("c")?);
-        a.ping(b.ipv4()?)?;
+        reaches(&a, &b)?;
         ensure!(a.ping(c.ipv4()?).is_err(), "nobody made a route to the other node");
         let routes = lab.node(1).run("ip route show via 192.168.64.2")?;
         ensure!(routes.is_empty(), "{routes}");
@@ -73,7 +73,7 @@ fn everyone_reaches_everyone(lab: &Lab) -> Result<()> {
     everyone_answers(lab, &pods)?;
     // The switch knows no way back to a pod address: only masqueraded packets are answered.
     for outside in lab.topology().gateways(0) {
-        pods[0].ping(outside.addr())?;
+        wait_for("the world outside to answer", PATIENCE, || pods[0].ping(outside.addr()).map(drop))?;
     }
     let [a, ..] = pods;
     a.detach()?;

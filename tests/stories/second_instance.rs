@@ -20,7 +20,7 @@ fn a_second_instance_is_refused_by_name_pid_and_remedy() {
         command.push(format!("--subnet-file={}", node.files().subnet.display()));
         command.extend(node.flags().iter().cloned());
         let words: Vec<&str> =
-            ["timeout", "10"].into_iter().chain(command.iter().map(String::as_str)).collect();
+            ["timeout", "60"].into_iter().chain(command.iter().map(String::as_str)).collect();
         let second = node.namespace().output(&words)?;
         let said = String::from_utf8_lossy(&second.stderr);
         ensure!(second.status.code() == Some(1), "{:?}: {said}", second.status);

@@ -61,9 +61,10 @@ fn peers_of_the_originals_kind_are_understood() {
         transfer((a.namespace(), here), address.into(), 2 << 20)?;
         transfer((here, a.namespace()), a.ipv4()?, 2 << 20)?;
         // As large as it gets in one piece, and larger.
-        let largest = Ping { size: 1472 - 28, ..Ping::once(address.into()) }.from(b.namespace())?;
+        let largest = Ping { size: 1472 - 28, patience: PATIENCE, ..Ping::once(address.into()) };
+        let largest = largest.from(b.namespace())?;
         ensure!(largest.lost() == 0, "{:?}", largest.error);
-        b.run(&format!("ping -c 1 -W 5 -s 4000 {address}"))?;
+        b.run(&format!("ping -c 1 -W 45 -s 4000 {address}"))?;
         reaches(&a, &b)
     });
 }
@@ -91,7 +92,7 @@ fn streams_survive_restarts_and_the_device_stays() {
             stream((a.namespace(), b.namespace()), address, left, &received)
         };
         thread::scope(|scope| {
-            let streaming = scope.spawn(&streams);
+            let streaming = scope.spawn(streams);
             let restarts = (0..3).try_for_each(|_| {
                 flows()?;
                 lab.node(1).kill()?;

@@ -6,12 +6,12 @@ use std::panic;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use kernel::netns;
 use rustix::process::{Pid, Signal};
 
+use crate::node::PATIENCE;
 use crate::wait::wait_for;
 use crate::wiring;
 
@@ -100,7 +100,7 @@ impl Namespace {
         let Ok(meta) = fs::metadata(self.path()) else { return Ok(()) };
         let inside = (meta.dev(), meta.ino());
         // A process that is just starting may be missed by one look.
-        wait_for(&format!("the processes in {} to end", self.name), Duration::from_secs(5), || {
+        wait_for(&format!("the processes in {} to end", self.name), PATIENCE, || {
             let pids = processes_in(inside);
             for pid in &pids {
                 let _ = rustix::process::kill_process(*pid, Signal::KILL);

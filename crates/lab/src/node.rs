@@ -20,7 +20,7 @@ use crate::process::Process;
 use crate::wait::wait_for;
 
 /// How long a daemon may take for what it does in a moment, on a machine that is busy with other tests.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A node: a network namespace, the directories that would be machine-wide on a real node, a flanneld.
 #[derive(Debug)]

@@ -6,7 +6,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -14,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::binaries::Binaries;
 use crate::laboratory::Lab;
 use crate::namespace::Namespace;
+use crate::node::PATIENCE;
 use crate::process::Process;
 use crate::topology::Topology;
 use crate::wait::wait_for;
@@ -171,7 +171,7 @@ fn remove_one(name: &str) -> Result<()> {
     }
     let dir = dir(name);
     // A thread of a process that was killed may be in the middle of writing a file.
-    wait_for("the files of a lab to be gone", Duration::from_secs(5), || match fs::remove_dir_all(&dir) {
+    wait_for("the files of a lab to be gone", PATIENCE, || match fs::remove_dir_all(&dir) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(error).with_context(|| format!("removing {}", dir.display()))
         }
