@@ -29,8 +29,10 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-/// How long an answer may take: a packet that comes later is lost.
+/// How long an answer may take.
 const LIMIT: Duration = Duration::from_secs(2);
+/// How late the answers of a flow may be: what comes later is lost.
+const LATE: Duration = Duration::from_secs(10);
 const BETWEEN_PACKETS: Duration = Duration::from_millis(5);
 const BETWEEN_CONNECTIONS: Duration = Duration::from_millis(50);
 
@@ -41,7 +43,7 @@ fn main() -> ExitCode {
         ["serve", port] => {
             port.parse().map_err(Error::other).and_then(serve).and_then(|()| wait_for_the_end())
         }
-        ["ask", server] => ask(server).map(|answer| print!("{answer}")),
+        ["ask", server] => ask(server, LIMIT).map(|answer| print!("{answer}")),
         _ => Err(Error::other("usage: test-pod [serve PORT | ask ADDRESS:PORT]")),
     };
     match done {
@@ -99,7 +101,7 @@ fn answer(server: &Server, mut stream: &TcpStream) -> io::Result<()> {
             let name = env::var("NAME").or_else(|_| fs::read_to_string("/proc/sys/kernel/hostname"))?;
             Ok(format!("{} {}\n", name.trim(), stream.peer_addr()?.ip().to_canonical()))
         }
-        ("/ask", whom) => ask(whom),
+        ("/ask", whom) => ask(whom, LIMIT),
         ("/flow", "") => end_flow(server),
         ("/flow", whom) => begin_flow(server, whom),
         _ => Err(Error::new(ErrorKind::NotFound, "there is no such page")),
@@ -112,10 +114,10 @@ fn answer(server: &Server, mut stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Asks a server for its first page.
-fn ask(server: &str) -> io::Result<String> {
+fn ask(server: &str, limit: Duration) -> io::Result<String> {
     let address: SocketAddr = server.parse().map_err(Error::other)?;
-    let mut stream = TcpStream::connect_timeout(&address, LIMIT)?;
-    stream.set_read_timeout(Some(LIMIT))?;
+    let mut stream = TcpStream::connect_timeout(&address, limit)?;
+    stream.set_read_timeout(Some(limit))?;
     // In one piece: a server of another kind may hang up at the first.
     let request = format!("GET / HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
@@ -185,7 +187,7 @@ fn send_packets(socket: &UdpSocket, ends: &AtomicBool) -> io::Result<(usize, usi
         let _ = socket.send(&number.to_be_bytes());
         receive(&mut answered, Instant::now() + BETWEEN_PACKETS);
     }
-    let end = Instant::now() + LIMIT;
+    let end = Instant::now() + LATE;
     while answered.contains(&false) && Instant::now() < end {
         receive(&mut answered, Instant::now() + BETWEEN_CONNECTIONS);
     }
@@ -198,7 +200,7 @@ fn open_connections(whom: &str, ends: &AtomicBool) -> (usize, usize) {
     let (mut opened, mut failed) = (0, 0);
     while !ends.load(Ordering::Relaxed) {
         opened += 1;
-        failed += usize::from(ask(whom).is_err());
+        failed += usize::from(ask(whom, LATE).is_err());
         thread::sleep(BETWEEN_CONNECTIONS);
     }
     (opened, failed)
