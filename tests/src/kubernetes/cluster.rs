@@ -3,6 +3,7 @@
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -20,6 +21,9 @@ use crate::machine::Machine;
 pub const PATIENCE: Duration = Duration::from_secs(90);
 /// The image of the pods that stories run: the program `test-pod`.
 pub const TEST_POD: &str = "docker.io/library/test-pod:1";
+/// So many clusters at a time, however many processors there are: each takes a gigabyte, and twenty of the
+/// 128 instances of inotify that a machine has by default.
+const AT_A_TIME: usize = 2;
 /// What pods get their subnets from.
 const PODS: &str = "10.244.0.0/16";
 
@@ -101,6 +105,7 @@ pub fn cluster_story(shape: &Shape, tell: impl FnOnce(&mut Cluster<'_>) -> Resul
     if !is_available() {
         return;
     }
+    let _room = Room::wait();
     lab::story(Topology::vxlan(2), |lab| {
         let mut cluster = Cluster::start(lab, shape)?;
         let told = cluster.wait_ready().and_then(|()| tell(&mut cluster));
@@ -109,6 +114,29 @@ pub fn cluster_story(shape: &Shape, tell: impl FnOnce(&mut Cluster<'_>) -> Resul
         }
         told
     });
+}
+
+/// Room for a cluster on this machine, until dropped.
+struct Room;
+
+static TAKEN: Mutex<usize> = Mutex::new(0);
+static FREED: Condvar = Condvar::new();
+
+impl Room {
+    fn wait() -> Room {
+        // A story that fails frees its room as well.
+        let taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = FREED.wait_while(taken, |taken| *taken == AT_A_TIME);
+        *taken.unwrap_or_else(PoisonError::into_inner) += 1;
+        Room
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        *TAKEN.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        FREED.notify_one();
+    }
 }
 
 impl<'lab> Cluster<'lab> {
