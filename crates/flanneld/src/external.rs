@@ -9,7 +9,7 @@ use fabric::status;
 use tokio::sync::watch;
 
 use crate::board::{Board, Step};
-use crate::interface::{self, Choice, Families, Wanted};
+use crate::interface::{self, Choice, Families, Surroundings, Wanted};
 use crate::surroundings;
 
 /// How long addresses must have been quiet before they are looked at: an address that is moved is
@@ -17,8 +17,8 @@ use crate::surroundings;
 const QUIET: Duration = Duration::from_millis(100);
 
 /// Chooses the interface for a network.
-pub fn choose(wanted: &Wanted, config: &NetworkConfig) -> anyhow::Result<Choice> {
-    let around = surroundings::read(wanted.can_reach, config.networks().collect())?;
+pub async fn choose(wanted: &Wanted, config: &NetworkConfig) -> anyhow::Result<Choice> {
+    let around = look(wanted, config).await?;
     let choice = interface::choose(wanted, families(config), &around)?;
     config.backend.check(config, &choice.external).map_err(anyhow::Error::msg)?;
     Ok(choice)
@@ -40,11 +40,7 @@ pub async fn follow(
         }
         tokio::time::sleep(QUIET).await;
         moved.mark_unchanged();
-        let networks = config.networks().collect();
-        let can_reach = wanted.can_reach;
-        // On a thread of its own: the kernel lists no devices while it takes one away, and pods come and go.
-        let look = tokio::task::spawn_blocking(move || surroundings::read(can_reach, networks)).await;
-        let now = match look.unwrap_or_else(|panicked| Err(panicked.into())) {
+        let now = match look(wanted, config).await {
             Ok(now) => now,
             Err(error) => {
                 tracing::warn!("cannot look at the interfaces: {error:#}");
@@ -83,6 +79,12 @@ pub async fn follow(
             }
         }
     }
+}
+
+/// On a thread of its own: the kernel lists no devices while it takes one away, and pods come and go.
+async fn look(wanted: &Wanted, config: &NetworkConfig) -> anyhow::Result<Surroundings> {
+    let (can_reach, networks) = (wanted.can_reach, config.networks().collect());
+    tokio::task::spawn_blocking(move || surroundings::read(can_reach, networks)).await?
 }
 
 fn families(config: &NetworkConfig) -> Families {

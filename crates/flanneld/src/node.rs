@@ -86,7 +86,7 @@ impl Node<'_> {
         board.done(Step::Network);
 
         let choice =
-            external::choose(&wanted, config).context("choosing the interface to the other nodes")?;
+            external::choose(&wanted, config).await.context("choosing the interface to the other nodes")?;
         tracing::info!(
             reason = choice.reason,
             "the way to the other nodes is {}",
@@ -119,7 +119,7 @@ impl Node<'_> {
             remembered: remembered_leases.clone(),
             kernel_changed: channels.notifications.devices.subscribe(),
         };
-        let reconciler = self.reconciler(kernel, start, remembered_leases, &channels)?;
+        let mut reconciler = self.reconciler(kernel, start, remembered_leases, &channels)?;
         let follow = external::follow(
             &wanted,
             config,
@@ -135,7 +135,7 @@ impl Node<'_> {
             told: *told,
             leases: LeaseSet::default(),
         };
-        tokio::select! {
+        let ended = tokio::select! {
             never = channels.notifications.count(&links, channels.external.subscribe()) => match never {},
             never = follow => match never {},
             never = self.tunnel.serve(config, tunnel, board) => match never {},
@@ -157,7 +157,10 @@ impl Node<'_> {
             ), if self.is_alone() => match never {},
             never = self.report_firewall(config, channels.notifications.firewall.subscribe()) => match never {},
             () = start.superseded(store) => Ok(()),
-        }
+        };
+        // Lest anything of this network is made when the next has looked already.
+        reconciler.rest().await;
+        ended
     }
 
     fn reconciler(

@@ -151,7 +151,10 @@ pub async fn keep_subnet_file(
         let mtu = config.backend.mtu(config, &external.borrow_and_update());
         if let Some(subnets) = subnets {
             let text = content(config, subnets, mtu, ip_masq).render();
-            match write(path, &text) {
+            let path = path.to_owned();
+            // Disks take their time.
+            let written = tokio::task::spawn_blocking(move || write(&path, &text)).await;
+            match written.unwrap_or_else(|panicked| Err(panicked.into())) {
                 Ok(()) => {
                     board.failing("subnet file", []);
                     board.done(Step::SubnetFile);

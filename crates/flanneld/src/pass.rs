@@ -1,11 +1,12 @@
 //! A pass: one look at the kernel, and what follows from it. All of it takes tens of milliseconds
-//! with ten thousand leases, so the look runs on a thread of its own, and what it finds is made in
-//! slices. Leases that change meanwhile are answered in between, and have the last word about the
-//! objects they touch ([`Touched`]): the look knows nothing of them yet. The next pass checks those.
+//! with ten thousand leases, so what it finds is made in slices. Leases that change meanwhile are
+//! answered in between, and have the last word about the objects they touch ([`Touched`]): the look
+//! knows nothing of them yet. The next pass checks those.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::{panic, thread};
 
 use fabric::dataplane::{self, Change, Kind, Prune};
 use fabric::host::RouteStyle;
@@ -14,13 +15,48 @@ use fabric::plan::{Intent, Plan};
 use fabric::status::{self, Peer, PeerPath};
 use fabric::{LinkName, Mac};
 use ipnet::IpNet;
-use kernel::{Kernel, KernelError, Scope};
+use kernel::{Failure, Kernel, KernelError, Scope};
+use tokio::time::Instant;
 
 /// How many changes are made at once: about a millisecond's worth, at which a send costs nothing
 /// beside them.
 const SLICE: usize = 512;
 /// With so many leases, or changes, a pass takes enough memory to be worth giving back after it.
 pub(crate) const MANY: usize = 1000;
+
+/// A pass on its way.
+#[derive(Debug)]
+pub(crate) struct Pass {
+    pub(crate) began: Instant,
+    /// As of when it began.
+    pub(crate) known: Known,
+    /// Whether leases or intent had changed since the pass before.
+    pub(crate) unsettled: bool,
+    /// What has been answered since it began.
+    pub(crate) touched: Touched,
+    /// What the kernel has refused.
+    pub(crate) failures: Vec<Failure>,
+    /// The intent with the facts filled in, and what is to be made of it; none while it looks.
+    pub(crate) making: Option<(Intent, Remaining)>,
+}
+
+/// What is known about the leases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Known {
+    /// Nothing yet.
+    Nothing,
+    /// What they were at the end of the last run.
+    Remembered,
+    /// All of them.
+    Complete,
+}
+
+impl Pass {
+    /// One that looks.
+    pub(crate) fn begun(began: Instant, known: Known, unsettled: bool) -> Pass {
+        Pass { began, known, unsettled, touched: Touched::default(), failures: Vec::new(), making: None }
+    }
+}
 
 /// What a look is about.
 #[derive(Debug)]
@@ -52,7 +88,19 @@ pub(crate) struct Findings {
 }
 
 /// Looks at the kernel, plans and compares.
-pub(crate) fn look(kernel: &mut impl Kernel, question: Question) -> Result<Findings, KernelError> {
+///
+/// On a thread that ends with it: for as long as it lives, the C library keeps at hand some of what a
+/// thread has freed, of each size and from anywhere, and the pages around that stay with us.
+pub(crate) fn look(kernel: &mut (impl Kernel + Send), question: Question) -> Result<Findings, KernelError> {
+    let many = question.leases.len() >= MANY;
+    let found = thread::scope(|scope| scope.spawn(|| compare(kernel, question)).join());
+    if many {
+        kernel::memory::give_back();
+    }
+    found.unwrap_or_else(|panicked| panic::resume_unwind(panicked))
+}
+
+fn compare(kernel: &mut impl Kernel, question: Question) -> Result<Findings, KernelError> {
     let Question { mut intent, leases, former_networks, route_style, prune, unsettled, known_peers } =
         question;
     // The same objects whoever the peers are: their sysctls are what to ask the kernel for.
@@ -66,9 +114,9 @@ pub(crate) fn look(kernel: &mut impl Kernel, question: Question) -> Result<Findi
     let observed = kernel.observe(&scope)?;
     intent.host.look_at(&observed, &ownership);
     intent.host.route_style = route_style;
-    if unsettled {
+    if unsettled && leases.len() >= MANY {
         // What it took to read the leases is free by now, and would add to what the plan takes.
-        give_back_memory(&leases);
+        kernel::memory::give_back();
     }
     let plan = intent.plan(&leases);
     let changes = dataplane::changes(&plan.dataplane, &observed, &ownership, prune);
@@ -78,15 +126,7 @@ pub(crate) fn look(kernel: &mut impl Kernel, question: Question) -> Result<Findi
         same if same == *known_peers => known_peers,
         found => Arc::new(found),
     };
-    drop((plan, observed));
-    give_back_memory(&leases);
     Ok(Findings { intent, changes, peers, desired })
-}
-
-fn give_back_memory(leases: &LeaseSet) {
-    if leases.len() >= MANY {
-        kernel::memory::give_back();
-    }
 }
 
 fn peers(plan: &Plan, leases: &LeaseSet, intent: &Intent) -> Vec<Peer> {

@@ -7,31 +7,33 @@
 //! A changed lease does not wait for a pass. Its **quick answer** is the difference between the plans
 //! for just the leases that changed, applied at once without looking; the next pass checks it.
 //!
-//! Nothing here holds the loop up for longer than some milliseconds: many quick answers are given in
-//! steps, a pass looks on a thread of its own and makes its changes in slices ([`crate::pass`]), and
-//! answers come before slices.
+//! Nothing here waits for the kernel, which may hold its lock for long: one [`Worker`] looks, another makes
+//! changes. Those take turns: many quick answers are given in steps, a pass makes its changes in slices
+//! ([`crate::pass`]), one step or slice at a time, and answers come before slices.
 //!
 //! What is superfluous is removed only once the first complete set of leases has come from the store:
 //! a set remembered from the last run, or none yet, says nothing about who has left.
 
 mod report;
+mod worker;
 
 use std::time::Duration;
 
-use fabric::dataplane::{self, Prune};
+use fabric::dataplane::{self, Change, Prune};
 use fabric::host::RouteStyle;
 use fabric::lease::LeaseSet;
 use fabric::plan::Intent;
 use ipnet::IpNet;
 use kernel::{Failure, Kernel, KernelError};
 use tokio::sync::watch;
-use tokio::task::{JoinError, JoinHandle};
+use tokio::task::JoinError;
 use tokio::time::Instant;
 
 use crate::board::{Board, Step};
 use crate::notifications::Heard;
-use crate::pass::{self, Findings, Question, Remaining, Touched};
+use crate::pass::{self, Findings, Known, Pass, Question, Remaining};
 use crate::reconcile::report::Report;
+use crate::reconcile::worker::Worker;
 use crate::repair::{self, Harm};
 use crate::retry::jitter;
 use crate::schedule::Schedule;
@@ -72,9 +74,10 @@ pub struct Manner {
 /// Keeps the kernel equal to the leases.
 #[derive(Debug)]
 pub struct Reconciler<K> {
-    kernel: K,
-    /// The same kernel, for looks; away while one is taken.
-    eye: Option<K>,
+    /// Makes changes.
+    hand: Worker<K, Made>,
+    /// Looks at the same kernel, also while changes are made.
+    eye: Worker<K, Result<Box<Findings>, KernelError>>,
     inputs: Inputs,
     manner: Manner,
     board: Board,
@@ -90,60 +93,42 @@ pub struct Reconciler<K> {
     /// Whether leases or intent changed since the last pass began, so that differences found are of
     /// our own making.
     unsettled: bool,
-    pass: Option<Pass<K>>,
+    pass: Option<Pass>,
     passes_with_peers: u32,
     /// Whether the pass has enough changes to be worth giving their memory back.
     bulky: bool,
     heard: Heard,
 }
 
-/// A pass on its way.
+/// Changes that have been tried, and what came of them.
 #[derive(Debug)]
-struct Pass<K> {
-    began: Instant,
-    known: Known,
-    unsettled: bool,
-    /// What has been answered since it began.
-    touched: Touched,
-    stage: Stage<K>,
+struct Made {
+    origin: Origin,
+    changes: Vec<Change>,
+    failures: Vec<Failure>,
 }
 
-#[derive(Debug)]
-enum Stage<K> {
-    Looking(JoinHandle<Looked<K>>),
-    /// Making the changes, and what came of them so far.
-    Making {
-        intent: Box<Intent>,
-        remaining: Remaining,
-        failures: Vec<Failure>,
-    },
-}
-
-/// The handle that looked, and what it found.
-type Looked<K> = (K, Result<Box<Findings>, KernelError>);
-
-/// What is known about the leases.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Known {
-    /// Nothing yet.
-    Nothing,
-    /// What they were at the end of the last run.
-    Remembered,
-    /// All of them.
-    Complete,
+/// Whose changes they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Answer,
+    Pass,
 }
 
 /// Why the loop wakes.
-enum Wake<K> {
+enum Wake {
     Intent,
     Leases,
+    Made(Made),
     /// Leases wait for their answers.
     Unanswered,
-    Looked(Result<Looked<K>, JoinError>),
+    Looked(Result<Box<Findings>, KernelError>),
     /// Changes of a pass wait to be made.
     Unmade,
     KernelChanged,
     Due,
+    /// At work on the kernel.
+    Panicked(JoinError),
     /// Whoever made the inputs is gone.
     Over,
 }
@@ -151,13 +136,13 @@ enum Wake<K> {
 impl<K: Kernel + Send + 'static> Reconciler<K> {
     /// A reconciler that has done nothing yet. It changes the kernel by the first handle, and looks at
     /// the same one by the second.
-    pub fn new((kernel, eye): (K, K), mut inputs: Inputs, manner: Manner, board: Board) -> Reconciler<K> {
+    pub fn new((hand, eye): (K, K), mut inputs: Inputs, manner: Manner, board: Board) -> Reconciler<K> {
         let remembered = inputs.remembered.take();
         let known = if remembered.is_some() { Known::Remembered } else { Known::Nothing };
         let leases = remembered.unwrap_or_default();
         Reconciler {
-            kernel,
-            eye: Some(eye),
+            hand: Worker::new(hand),
+            eye: Worker::new(eye),
             inputs,
             manner,
             report: Report::new(board.clone()),
@@ -177,7 +162,7 @@ impl<K: Kernel + Send + 'static> Reconciler<K> {
     }
 
     /// Runs until dropped, or until the inputs end. What is in the kernel stays there.
-    pub async fn run(mut self) {
+    pub async fn run(&mut self) {
         loop {
             match self.wake().await {
                 Wake::Leases => self.take_leases(),
@@ -187,14 +172,13 @@ impl<K: Kernel + Send + 'static> Reconciler<K> {
                     self.made = None;
                     self.schedule.at_once(Instant::now());
                 }
+                Wake::Made(made) => self.conclude(made),
                 Wake::Unanswered => self.answer(),
-                Wake::Looked(Ok((eye, looked))) => self.looked(eye, looked),
-                Wake::Unmade => self.make(),
+                Wake::Looked(looked) => self.looked(looked),
+                Wake::Unmade => self.go_on(),
                 Wake::KernelChanged => self.hear(),
                 Wake::Due => self.begin_pass(),
-                Wake::Looked(Err(panicked)) => {
-                    return tracing::error!(%panicked, "looking at the kernel");
-                }
+                Wake::Panicked(panicked) => return tracing::error!(%panicked, "at work on the kernel"),
                 Wake::Over => return,
             }
             // The rest of the daemon has its turn after each step.
@@ -202,24 +186,27 @@ impl<K: Kernel + Send + 'static> Reconciler<K> {
         }
     }
 
-    /// Waits for something to do. Every branch is a watch channel, the clock, or a thread that is
-    /// waited for again: dropping one that was not chosen loses nothing.
-    async fn wake(&mut self) -> Wake<K> {
+    /// Waits until what a run that was dropped had begun to change is changed.
+    pub async fn rest(self) {
+        self.hand.rest().await;
+    }
+
+    /// Waits for something to do. Every branch is a watch channel, the clock, or a worker that is waited for
+    /// again: dropping one that was not chosen loses nothing.
+    async fn wake(&mut self) -> Wake {
         let Inputs { intent, leases, kernel_changed, .. } = &mut self.inputs;
-        let unanswered = self.made.is_some() && !self.answered.is_same(&self.leases);
-        let idle = self.pass.is_none();
-        let (looking, unmade) = match &mut self.pass {
-            Some(Pass { stage: Stage::Looking(thread), .. }) => (Some(thread), false),
-            Some(Pass { stage: Stage::Making { .. }, .. }) => (None, true),
-            None => (None, false),
-        };
+        let free = self.hand.is_free();
+        let unanswered = free && self.made.is_some() && !self.answered.is_same(&self.leases);
+        let unmade = free && self.pass.as_ref().is_some_and(|pass| pass.making.is_some());
+        let idle = free && self.pass.is_none();
         let due = self.schedule.due();
         tokio::select! {
             biased;
             changed = intent.changed() => if changed.is_ok() { Wake::Intent } else { Wake::Over },
             changed = leases.changed() => if changed.is_ok() { Wake::Leases } else { Wake::Over },
+            made = self.hand.done() => made.map_or_else(Wake::Panicked, Wake::Made),
             () = std::future::ready(()), if unanswered => Wake::Unanswered,
-            looked = finished(looking) => Wake::Looked(looked),
+            looked = self.eye.done() => looked.map_or_else(Wake::Panicked, Wake::Looked),
             () = std::future::ready(()), if unmade => Wake::Unmade,
             () = tokio::time::sleep_until(due), if idle => Wake::Due,
             changed = kernel_changed.changed() => if changed.is_ok() { Wake::KernelChanged } else { Wake::Over },
@@ -271,25 +258,39 @@ impl<K: Kernel + Send + 'static> Reconciler<K> {
         if let Some(pass) = &mut self.pass {
             pass.touched.by(&answer);
         }
-        let failures = self.kernel.apply(&answer);
-        self.report.made(&answer, &failures);
+        self.make(Origin::Answer, answer);
+    }
+
+    fn make(&mut self, origin: Origin, changes: Vec<Change>) {
+        self.hand.begin(move |kernel| {
+            let failures = kernel.apply(&changes);
+            Made { origin, changes, failures }
+        });
+    }
+
+    /// Draws the conclusions from changes that have been tried.
+    fn conclude(&mut self, Made { origin, changes, failures }: Made) {
+        self.report.made(&changes, &failures);
         let now = Instant::now();
-        if failures.is_empty() {
-            self.schedule.leases_changed(now);
-        } else {
+        match origin {
+            Origin::Answer if failures.is_empty() => self.schedule.leases_changed(now),
             // The pass sees what is left to do, and reports what goes on failing.
-            self.schedule.at_once(now);
+            Origin::Answer => self.schedule.at_once(now),
+            Origin::Pass => {
+                // What was done is looked at once more.
+                self.schedule.kernel_echoed(now);
+                self.pass.iter_mut().for_each(|pass| pass.failures.extend_from_slice(&failures));
+            }
         }
     }
 
-    /// Begins a pass by a look on another thread.
+    /// Begins a pass by a look.
     fn begin_pass(&mut self) {
         let began = Instant::now();
         let intent = self.inputs.intent.borrow_and_update().clone();
         self.schedule.began();
         // Nothing is wanted before there is a lease; the intent wakes us.
         let Some(intent) = intent else { return self.schedule.passed(began, began, false, jitter()) };
-        let Some(mut eye) = self.eye.take() else { return };
         self.route_style = self.best_style();
         self.answered = self.leases.clone();
         let unsettled = std::mem::replace(&mut self.unsettled, false);
@@ -302,17 +303,12 @@ impl<K: Kernel + Send + 'static> Reconciler<K> {
             unsettled,
             known_peers: self.board.peers(),
         };
-        let thread = tokio::task::spawn_blocking(move || {
-            let looked = pass::look(&mut eye, question).map(Box::new);
-            (eye, looked)
-        });
-        let (known, touched, stage) = (self.known, Touched::default(), Stage::Looking(thread));
-        self.pass = Some(Pass { began, known, unsettled, touched, stage });
+        self.eye.begin(move |kernel| pass::look(kernel, question).map(Box::new));
+        self.pass = Some(Pass::begun(began, self.known, unsettled));
     }
 
     /// Takes over what a look found.
-    fn looked(&mut self, eye: K, looked: Result<Box<Findings>, KernelError>) {
-        self.eye = Some(eye);
+    fn looked(&mut self, looked: Result<Box<Findings>, KernelError>) {
         let Some(pass) = &mut self.pass else { return };
         let findings = match looked {
             Ok(findings) => findings,
@@ -334,25 +330,16 @@ impl<K: Kernel + Send + 'static> Reconciler<K> {
         self.report.peers(peers, &self.leases);
         self.report.desired(desired);
         self.bulky |= changes.len() >= pass::MANY;
-        let (intent, remaining) = (Box::new(intent), Remaining::new(changes));
-        pass.stage = Stage::Making { intent, remaining, failures: Vec::new() };
+        pass.making = Some((intent, Remaining::new(changes)));
     }
 
-    /// Makes the next changes of the pass, and ends it when all are made.
-    fn make(&mut self) {
-        let Some(Pass { stage: Stage::Making { remaining, failures, .. }, touched, .. }) = &mut self.pass
-        else {
-            return;
-        };
+    /// Makes the next changes of the pass, or ends it when all are made.
+    fn go_on(&mut self) {
+        let Some(Pass { touched, making: Some((_, remaining)), .. }) = &mut self.pass else { return };
         if let Some(slice) = remaining.slice(touched) {
-            let failed = self.kernel.apply(&slice);
-            failures.extend(failed.iter().cloned());
-            // What was done is looked at once more.
-            self.schedule.kernel_echoed(Instant::now());
-            return self.report.made(&slice, &failed);
+            return self.make(Origin::Pass, slice);
         }
-        let Some(Pass { began, known, stage: Stage::Making { intent, failures, .. }, .. }) = self.pass.take()
-        else {
+        let Some(Pass { began, known, failures, making: Some((intent, _)), .. }) = self.pass.take() else {
             return;
         };
         // Settings that a container may not write are right already, or harmless as they are: nothing
@@ -360,7 +347,7 @@ impl<K: Kernel + Send + 'static> Reconciler<K> {
         let (read_only, failures): (Vec<_>, Vec<_>) = failures.into_iter().partition(repair::is_read_only);
         let harm = repair::harm(&failures);
         self.report.refused(failures, read_only);
-        self.passed(known, *intent, harm);
+        self.passed(known, intent, harm);
         if std::mem::take(&mut self.bulky) {
             // Those changes were as large as all that the look took.
             tokio::task::spawn_blocking(kernel::memory::give_back);
@@ -398,14 +385,6 @@ impl<K: Kernel + Send + 'static> Reconciler<K> {
         } else {
             RouteStyle::Plain
         }
-    }
-}
-
-/// Waits for a look, if one is taken.
-async fn finished<K>(thread: Option<&mut JoinHandle<Looked<K>>>) -> Result<Looked<K>, JoinError> {
-    match thread {
-        Some(thread) => thread.await,
-        None => std::future::pending().await,
     }
 }
 

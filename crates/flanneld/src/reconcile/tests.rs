@@ -64,8 +64,8 @@ impl Bench {
             kernel_changed: kernel_changed.subscribe(),
         };
         let manner = Manner { interval: INTERVAL, next_hop_objects: true };
-        let reconciler = Reconciler::new(handles, inputs, manner, board.clone());
-        let task = tokio::spawn(reconciler.run());
+        let mut reconciler = Reconciler::new(handles, inputs, manner, board.clone());
+        let task = tokio::spawn(async move { reconciler.run().await });
         Bench { kernel, intent, leases, kernel_changed, board, task }
     }
 
@@ -232,38 +232,59 @@ async fn a_changed_lease_is_answered_at_once_and_checked_when_leases_are_quiet()
     assert_eq!(bench.routed(), ["10.5.0.48/28"], "those who left are gone at once as well");
 }
 
-/// A kernel of which one look, once a gate is put up, takes until the gate's other end is dropped.
+/// A handle of a kernel that, once a gate is put up, keeps who looks or makes changes waiting until the gate's
+/// other end is dropped, or the test has failed.
 #[derive(Clone)]
 struct Gated(Fake, Arc<Mutex<Option<mpsc::Receiver<()>>>>);
+
+impl Gated {
+    fn new(fake: &Fake) -> Gated {
+        Gated(fake.clone(), Arc::default())
+    }
+
+    fn close(&self) -> mpsc::Sender<()> {
+        let (open, closed) = mpsc::channel();
+        self.1.lock().unwrap().replace(closed);
+        open
+    }
+
+    /// Waits until somebody stands before the gate.
+    async fn reached(&self) {
+        while self.1.lock().unwrap().is_some() {
+            tokio::time::advance(MOMENT).await;
+        }
+    }
+
+    fn pass(&self) {
+        let gate = self.1.lock().unwrap().take();
+        gate.map(|gate| gate.recv_timeout(Duration::from_secs(20)));
+    }
+}
 
 impl Kernel for Gated {
     fn observe(&mut self, scope: &kernel::Scope) -> Result<dataplane::Observed, KernelError> {
         let seen = self.0.observe(scope);
-        let gate = self.1.lock().unwrap().take();
-        gate.map(|gate| gate.recv());
+        self.pass();
         seen
     }
 
     fn apply(&mut self, changes: &[Change]) -> Vec<Failure> {
+        self.pass();
         self.0.apply(changes)
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn leases_that_change_during_a_look_are_answered_at_once_and_have_the_last_word() {
-    let (fake, gate) = (kernel(), Arc::default());
-    let gated = Gated(fake.clone(), Arc::clone(&gate));
-    let bench = Bench::through((gated.clone(), gated), fake, None, vec![]);
+    let fake = kernel();
+    let eye = Gated::new(&fake);
+    let bench = Bench::through((Gated::new(&fake), eye.clone()), fake, None, vec![]);
     bench.lease([node(2), node(3)]);
     pass_time(Duration::from_secs(1)).await;
-    let looks = bench.kernel.looks();
 
-    let (open, closed) = mpsc::channel();
-    gate.lock().unwrap().replace(closed);
+    let open = eye.close();
     bench.disturb(|kernel| kernel.interfere(|state| state.neighbors.clear()));
-    while bench.kernel.looks() == looks {
-        tokio::time::advance(MOMENT).await;
-    }
+    eye.reached().await;
     // The look has seen node 3, and not node 4.
     bench.lease([node(2), node(4)]);
     while bench.routed() != ["10.5.0.32/28", "10.5.0.64/28"] {
@@ -280,6 +301,58 @@ async fn leases_that_change_during_a_look_are_answered_at_once_and_have_the_last
     assert_eq!(bench.routed(), ["10.5.0.32/28", "10.5.0.64/28"]);
     pass_time(Duration::from_secs(2)).await;
     assert_eq!(bench.kernel.state().neighbors.len(), 2, "the next pass finds nothing amiss");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kernel_that_lets_us_wait_keeps_nothing_else_waiting_and_the_last_word_is_last() {
+    let fake = kernel();
+    let hand = Gated::new(&fake);
+    let bench = Bench::through((hand.clone(), Gated::new(&fake)), fake, None, vec![]);
+    bench.lease([node(2)]);
+    pass_time(Duration::from_secs(1)).await;
+
+    let open = hand.close();
+    bench.lease([node(2), node(3)]);
+    hand.reached().await;
+    assert_eq!(bench.routed(), ["10.5.0.32/28"], "this runs beside the reconciler, which waits");
+    bench.lease([node(2), node(4)]);
+    bench.disturb(|kernel| kernel.interfere(|state| state.neighbors.clear()));
+    tokio::time::advance(MOMENT).await;
+    drop(open);
+    pass_time(Duration::from_secs(2)).await;
+    assert_eq!(bench.routed(), ["10.5.0.32/28", "10.5.0.64/28"], "the answer of before is taken back");
+    assert_eq!(bench.kernel.state().neighbors.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ending_waits_for_no_kernel_and_the_next_run_puts_right_what_was_left() {
+    let fake = kernel();
+    let hand = Gated::new(&fake);
+    let mut bench = Bench::through((hand.clone(), Gated::new(&fake)), fake, None, vec![]);
+    bench.lease([node(2)]);
+    pass_time(Duration::from_secs(1)).await;
+
+    let open = hand.close();
+    bench.lease([node(2), node(3)]);
+    hand.reached().await;
+    bench.task.abort();
+    assert!((&mut bench.task).await.unwrap_err().is_cancelled());
+    assert_eq!(bench.routed(), ["10.5.0.32/28"], "what was begun is still waiting");
+    drop(open);
+    while bench.routed().len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    let next = Bench::on(bench.kernel, None);
+    next.lease([node(2)]);
+    pass_time(MOMENT).await;
+    assert_eq!(next.routed(), ["10.5.0.32/28"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_at_the_kernel_ends_the_run() {
+    let kernel = kernel();
+    kernel.fail_when(Errno::INVAL, |change| panic!("a bug at `{change}`"));
+    Bench::on(kernel, None).task.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
