@@ -157,11 +157,12 @@ pub fn leases(lab: &Lab) -> Result<Vec<(String, String)>> {
     Ok(leases)
 }
 
-fn etcdctl(lab: &Lab, args: &[&str]) -> Result<String> {
+/// Runs etcdctl on the lab's etcd and returns what it printed.
+pub fn etcdctl(lab: &Lab, args: &[&str]) -> Result<String> {
     let endpoint = lab.etcd_endpoint();
-    let mut command = vec!["env", "ETCDCTL_API=3", "etcdctl", "--endpoints", &endpoint];
-    command.extend(args);
-    lab.switch().run(&command)
+    let patient = ["--dial-timeout=60s", "--command-timeout=60s"];
+    let command = ["env", "ETCDCTL_API=3", "etcdctl", "--endpoints", &endpoint];
+    lab.switch().run(&[&command[..], &patient, args].concat())
 }
 
 /// The Ethernet address of a device.

@@ -6,7 +6,9 @@
 //! ```
 
 use anyhow::{Context, Result, ensure};
-use flannel_rs_tests::{LEASES, PATIENCE, Traffic, delete_key, leases, reaches, read_key, write_key};
+use flannel_rs_tests::{
+    LEASES, PATIENCE, Traffic, delete_key, etcdctl, leases, reaches, read_key, write_key,
+};
 use lab::{Topology, story, wait_for};
 
 /// The history that a watch would go on from is gone: only a new list tells what was missed.
@@ -26,15 +28,10 @@ fn what_was_missed_and_compacted_is_made_up_for() {
             &format!("{LEASES}10.244.200.0-24"),
             r#"{"PublicIP":"192.168.64.200","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"0e:00:00:00:00:c8"}}"#,
         )?;
-        let endpoint = lab.etcd_endpoint();
-        let etcdctl = |args: &[&str]| {
-            let all = ["env", "ETCDCTL_API=3", "etcdctl", "--endpoints", &endpoint];
-            lab.switch().run(&[all.as_slice(), args].concat())
-        };
-        let status = etcdctl(&["endpoint", "status", "--write-out=json"])?;
+        let status = etcdctl(lab, &["endpoint", "status", "--write-out=json"])?;
         let status: serde_json::Value = serde_json::from_str(&status)?;
         let revision = status[0]["Status"]["header"]["revision"].as_u64().context("no revision")?;
-        etcdctl(&["compact", &revision.to_string()])?;
+        etcdctl(lab, &["compact", &revision.to_string()])?;
         // Connections that survive a pulled cable do not survive this.
         lab.stop_store()?;
         lab.start_store()?;
@@ -87,17 +84,7 @@ fn a_reservation_is_used_and_stays_one() {
         ensure!(subnet.key() == "10.244.77.0-24", "{subnet:?}");
         let value = read_key(lab, &key)?;
         ensure!(value.contains("VtepMAC"), "{value}");
-        let endpoint = lab.etcd_endpoint();
-        let shown = lab.switch().run(&[
-            "env",
-            "ETCDCTL_API=3",
-            "etcdctl",
-            "--endpoints",
-            &endpoint,
-            "get",
-            "--write-out=json",
-            &key,
-        ])?;
+        let shown = etcdctl(lab, &["get", "--write-out=json", &key])?;
         let shown: serde_json::Value = serde_json::from_str(&shown)?;
         ensure!(shown["kvs"][0]["lease"].as_u64().unwrap_or(0) == 0, "it has a TTL now: {shown}");
         Ok(())
@@ -110,18 +97,13 @@ fn a_lease_that_expires_is_taken_again() -> Result<()> {
     story(Topology::vxlan(1).etcd(), |lab| {
         lab.start()?;
         let before = leases(lab)?;
-        let endpoint = lab.etcd_endpoint();
-        let etcdctl = |args: &[&str]| {
-            let all = ["env", "ETCDCTL_API=3", "etcdctl", "--endpoints", &endpoint];
-            lab.switch().run(&[all.as_slice(), args].concat())
-        };
-        let listed = etcdctl(&["lease", "list"])?;
+        let listed = etcdctl(lab, &["lease", "list"])?;
         let id = listed.lines().last().context("etcd has no lease")?.trim().to_owned();
-        etcdctl(&["lease", "revoke", &id])?;
+        etcdctl(lab, &["lease", "revoke", &id])?;
         wait_for("the lease to be back", PATIENCE, || {
             let now = leases(lab)?;
             ensure!(now == before, "{now:?}");
-            let ids = etcdctl(&["lease", "list"])?;
+            let ids = etcdctl(lab, &["lease", "list"])?;
             ensure!(!ids.contains(&id), "{ids}");
             Ok(())
         })

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use store::{EtcdOptions, Store};
+use store::{EtcdOptions, Store, StoreError};
 
 use crate::binaries::Binaries;
 use crate::namespace::Namespace;
@@ -240,8 +240,17 @@ impl Lab {
 
     /// Writes the network configuration to the store.
     pub fn set_network(&self, net_conf: &serde_json::Value) -> Result<()> {
-        self.with_store(async |store| Ok(store.set_network_config(&net_conf.to_string()).await?))
-            .context("writing the network configuration")
+        let text = net_conf.to_string();
+        // An etcd that has just been started may take longer than its clients are patient.
+        let written = wait_for("the store to take a network configuration", PATIENCE, || {
+            match self.with_store(async |store| Ok(store.set_network_config(&text).await))? {
+                Err(error @ (StoreError::Unreachable { .. } | StoreError::Refused { .. })) => {
+                    Err(error.into())
+                }
+                done => Ok(done),
+            }
+        })?;
+        written.context("writing the network configuration")
     }
 
     /// Starts the etcd of the lab again after [`Lab::stop_store`]; its data is still there.
