@@ -192,11 +192,14 @@ impl Drop for Machine<'_> {
     }
 }
 
-/// Where cgroups are: the root of version 2, and a directory for each hierarchy of version 1.
+/// Where cgroups are: the root of version 2, or a directory for each hierarchy of version 1.
 fn hierarchies() -> Vec<PathBuf> {
     let root = PathBuf::from("/sys/fs/cgroup");
+    if root.join("cgroup.controllers").exists() {
+        return vec![root];
+    }
     let entries = fs::read_dir(&root).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).chain([root.clone()]).collect()
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
 }
 
 /// Removes the cgroups of machines whose test was killed: they are named after a network namespace that

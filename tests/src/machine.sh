@@ -3,11 +3,13 @@
 set -e
 name=$1 dir=$2 phase=$3
 
-# A cgroup of its own in every hierarchy, which the next phase takes for the root.
+# A cgroup of its own in every hierarchy, which the next phase takes for the root. Version 2 is one hierarchy,
+# and the directories in it are cgroups of others, which come and go.
 if [ "$phase" = cgroups ]; then
-	for procs in /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs; do
-		[ -e "$procs" ] || continue
-		above=${procs%/cgroup.procs}
+	hierarchies=/sys/fs/cgroup
+	[ -e /sys/fs/cgroup/cgroup.controllers ] || hierarchies=$(echo /sys/fs/cgroup/*)
+	for above in $hierarchies; do
+		[ -e "$above/cgroup.procs" ] || continue
 		mkdir -p "$above/$name"
 		# A new cpuset is empty, and nothing can run in it.
 		for list in cpuset.cpus cpuset.mems; do
