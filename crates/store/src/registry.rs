@@ -118,7 +118,7 @@ pub(crate) trait Watch {
 impl Record {
     /// The lease that the record holds, or why there is none in it.
     pub(crate) fn lease(&self) -> Result<Lease, String> {
-        let subnets = Subnets::from_key(&self.key).map_err(|error| error.to_string())?;
+        let subnets = subnets_of(&self.key)?;
         let attributes = Attributes::from_json(&self.value).map_err(|error| error.to_string())?;
         Ok(Lease { subnets, attributes, created: self.created })
     }
@@ -152,10 +152,20 @@ impl Record {
     }
 }
 
+/// The subnets that a key names. Only one key may stand for them: were there two, what becomes of the one
+/// would be done to the lease of the other.
+fn subnets_of(key: &str) -> Result<Subnets, String> {
+    let subnets = Subnets::from_key(key).map_err(|error| error.to_string())?;
+    match subnets.key() {
+        usual if usual == key => Ok(subnets),
+        usual => Err(format!("{key:?} is another way to write {usual:?}: put its value there")),
+    }
+}
+
 /// Takes a key out of a set, whatever was known of it; says whether that changed the set.
 pub(crate) fn forget(key: &str, set: &mut LeaseSet) -> bool {
     let was_skipped = set.skipped.remove(key).is_some();
-    let was_leased = Subnets::from_key(key).is_ok_and(|subnets| set.remove(&subnets).is_some());
+    let was_leased = subnets_of(key).is_ok_and(|subnets| set.remove(&subnets).is_some());
     was_skipped || was_leased
 }
 
@@ -166,7 +176,7 @@ pub(crate) async fn gather<R: Registry>(registry: &R) -> Result<(Listing, Revisi
         .list(&mut |record| {
             record.enter(&mut listing.leases);
             if record.is_reservation()
-                && let Ok(subnets) = Subnets::from_key(&record.key)
+                && let Ok(subnets) = subnets_of(&record.key)
             {
                 listing.reservations.insert(subnets);
             }

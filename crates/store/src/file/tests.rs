@@ -268,7 +268,8 @@ mod with_any_content {
             let leases = runtime.block_on(store.list()).unwrap().leases;
             prop_assert!(leases.len() + leases.skipped.len() <= keys.len());
             for (key, value) in &keys {
-                let read = Subnets::from_key(key).ok().zip(Attributes::from_json(value).ok());
+                let subnets = Subnets::from_key(key).ok().filter(|subnets| subnets.key() == *key);
+                let read = subnets.zip(Attributes::from_json(value).ok());
                 match read {
                     Some((subnets, attributes)) => {
                         prop_assert_eq!(&leases.get(&subnets).unwrap().attributes, &attributes);

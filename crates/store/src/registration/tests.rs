@@ -517,6 +517,27 @@ async fn an_unreadable_or_foreign_key_costs_only_itself_and_comes_back_when_repa
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_key_that_names_the_subnets_of_another_costs_only_itself() {
+    let memory = Memory::new();
+    let node = Node::start(&memory, node(1)).await;
+    let usual = "10.6.8.0-24&fd00:e::-64";
+    memory.put(usual, &self::node(2).to_json(), None);
+    for other in ["10.6.8.0-24&fd00:0e::-64", "10.6.8.0-024&fd00:e::-64"] {
+        for value in ["", &self::node(3).to_json()] {
+            memory.put(other, value, None);
+            node.settled().await;
+            let seen = node.leases.borrow().clone().unwrap();
+            assert_eq!(seen.get(&subnets(usual)).unwrap().attributes, self::node(2));
+            assert!(seen.skipped[other].contains(usual), "{:?}", seen.skipped);
+        }
+        memory.revoke(other);
+        node.settled().await;
+        let seen = node.leases.borrow().clone().unwrap();
+        assert_eq!((seen.len(), seen.skipped.len()), (2, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lost_watch_goes_on_and_a_compacted_one_lists_again_without_losing_anybody() {
     let memory = Memory::new();
     memory.put("10.6.7.0-24", &node(7).to_json(), None);
