@@ -29,7 +29,7 @@ async fn wait_for(
 ) -> LeaseSet {
     let mut seen = leases.clone();
     let wait = seen.wait_for(|leases| leases.as_ref().is_some_and(&mut is_so));
-    match tokio::time::timeout(Duration::from_secs(20), wait).await {
+    match tokio::time::timeout(Duration::from_secs(120), wait).await {
         Ok(leases) => leases.unwrap().clone().unwrap(),
         Err(_) => panic!("waited in vain; last seen: {:?}", *leases.borrow()),
     }
@@ -114,7 +114,8 @@ async fn whatever_anybody_does_to_the_files_is_seen() {
 #[tokio::test]
 async fn a_lease_runs_out_with_its_node_and_is_renewed_while_it_lives() {
     let (dir, store) = store();
-    let terms = Terms { ttl: Duration::from_secs(2), renew_margin: Duration::from_secs(1) };
+    // A busy machine may be five seconds late with a renewal.
+    let terms = Terms { ttl: Duration::from_secs(6), renew_margin: Duration::from_secs(5) };
     let store = store.with_terms(terms);
     let mut leases = store.leases();
     let dead = store.acquire(&claim(1)).await.unwrap();
@@ -129,7 +130,7 @@ async fn a_lease_runs_out_with_its_node_and_is_renewed_while_it_lives() {
     wait_for(&mut leases, |leases| leases.get(&dead.subnets).is_none()).await;
     assert!(!dir.path().join("leases/subnets").join(dead.subnets.key()).exists(), "it is taken away");
     assert!(!dir.path().join("leases/terms").join(dead.subnets.key()).exists());
-    let much_later = std::time::Instant::now() + Duration::from_secs(4);
+    let much_later = std::time::Instant::now() + Duration::from_secs(7);
     while std::time::Instant::now() < much_later {
         assert!(leases.borrow().as_ref().unwrap().get(&alive.subnets).is_some());
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -154,7 +155,7 @@ async fn a_lease_that_is_removed_under_a_living_node_comes_back() {
     wait_for(&mut store.leases(), |leases| leases.len() == 1).await;
     std::fs::remove_file(&file).unwrap();
     let back = kept.wait_for(|kept| kept.lease.created > lease.created);
-    tokio::time::timeout(Duration::from_secs(5), back).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(60), back).await.unwrap().unwrap();
     assert!(file.exists());
     keeper.abort();
 }
@@ -186,7 +187,7 @@ async fn the_follower_ends_with_the_last_handle() {
     assert!(leases.has_changed().is_ok());
     drop(clone);
     let ended = async { while leases.changed().await.is_ok() {} };
-    tokio::time::timeout(Duration::from_secs(5), ended).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), ended).await.unwrap();
 }
 
 #[tokio::test]

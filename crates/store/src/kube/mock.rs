@@ -21,7 +21,7 @@ use super::KubeOptions;
 
 pub(super) const PREFIX: &str = "flannel.alpha.coreos.com/";
 /// How long anything in a test may take.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A request that has come, to be answered.
 pub(super) struct Asked {
