@@ -60,7 +60,7 @@ impl Server {
 
     /// Starts the process again, on the same data and ports.
     pub(crate) fn run(&mut self) {
-        for _ in 0..50 {
+        for _ in 0..600 {
             if self.try_run() {
                 return;
             }
@@ -69,7 +69,7 @@ impl Server {
         panic!("etcd does not start again: {}", self.log());
     }
 
-    /// Whether it listens in the end.
+    /// Whether it serves in the end. It listens sooner, and so might somebody else who has the port.
     fn try_run(&mut self) -> bool {
         let log = std::fs::File::create(self.path("log")).unwrap();
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
@@ -84,13 +84,13 @@ impl Server {
             .stderr(log)
             .spawn()
             .unwrap();
-        let process = self.process.insert(process);
-        let deadline = Instant::now() + Duration::from_secs(20);
+        self.process = Some(process);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while Instant::now() < deadline {
-            if process.try_wait().unwrap().is_some() {
+            if self.process.as_mut().is_none_or(|process| process.try_wait().unwrap().is_some()) {
                 return false;
             }
-            if std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
+            if self.log().contains("ready to serve client requests") {
                 return true;
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -155,6 +155,8 @@ impl Server {
     fn etcdctl_command(&self) -> Command {
         let mut command = command("etcdctl");
         command.env("ETCDCTL_API", "3").env("ETCDCTL_ENDPOINTS", self.endpoint());
+        // Its own patience ends after five seconds, or two.
+        command.env("ETCDCTL_COMMAND_TIMEOUT", "60s").env("ETCDCTL_DIAL_TIMEOUT", "60s");
         if self.tls {
             command.env("ETCDCTL_CACERT", self.path("ca.pem"));
             command.env("ETCDCTL_CERT", self.path("client.pem"));
