@@ -131,10 +131,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_refusal_names_the_address() {
-        let port = {
-            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-            listener.local_addr().unwrap().port()
-        };
+        // The port is taken, so that it becomes nobody else's, and nobody listens.
+        let taken = tokio::net::TcpSocket::new_v4().unwrap();
+        taken.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let port = taken.local_addr().unwrap().port();
         let error = connect(&format!("http://127.0.0.1:{port}").parse().unwrap()).await.unwrap_err();
         assert!(error.to_string().starts_with(&format!("127.0.0.1:{port}: Connection refused")), "{error}");
     }
