@@ -153,7 +153,10 @@ impl Tunnel {
     async fn show(&self, board: &Board) -> Infallible {
         let mut shown = (Instant::now(), None);
         loop {
-            let Some(now) = self.counted() else { return std::future::pending().await };
+            let tunnel = self.clone();
+            // Some of the counters are the device's, which the kernel may let us wait for.
+            let counted = tokio::task::spawn_blocking(move || tunnel.counted()).await;
+            let Ok(Some(now)) = counted else { return std::future::pending().await };
             let odd = |way: &status::Traffic| (way.dropped.clone(), way.oversized);
             let news =
                 |path: &status::DataPath| (odd(&path.outgoing), odd(&path.incoming), path.offloads.clone());
