@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -21,7 +22,7 @@ pub struct Attributes {
     pub public_ipv6: Option<Ipv6Addr>,
     /// The backend that made the lease; empty for `udp`, `alloc` and `tencent-vpc`.
     #[serde(rename = "BackendType", skip_serializing_if = "str::is_empty")]
-    pub backend_type: Box<str>,
+    pub backend_type: Arc<str>,
     /// What peers need to know for IPv4, in the backend's own form.
     #[serde(rename = "BackendData", skip_serializing_if = "Option::is_none")]
     pub backend_data: Option<Box<RawValue>>,

@@ -26,7 +26,14 @@ pub struct LeaseSet {
 
 impl LeaseSet {
     /// Adds a lease or replaces the one with the same subnets.
-    pub fn insert(&mut self, lease: Lease) {
+    pub fn insert(&mut self, mut lease: Lease) {
+        let name = &mut lease.attributes.backend_type;
+        // Nearly all leases have the same: one text will do.
+        if let Some((_, first)) = self.leases.get_min()
+            && first.attributes.backend_type == *name
+        {
+            name.clone_from(&first.attributes.backend_type);
+        }
         self.insert_shared(Arc::new(lease));
     }
 

@@ -96,6 +96,20 @@ fn garbage_as_a_lease_value_is_an_error_that_shows_it() {
 }
 
 #[test]
+fn leases_of_one_backend_share_its_name() {
+    let of = |key: &str, backend: &str| {
+        let mut lease = bare(key, 1);
+        lease.attributes.backend_type = backend.into();
+        lease
+    };
+    let leases = [of("10.1.1.0-24", "vxlan"), of("10.1.2.0-24", "vxlan"), of("10.1.3.0-24", "host-gw")];
+    let set: LeaseSet = leases.into_iter().collect();
+    let names: Vec<_> = set.iter().map(|lease| &lease.attributes.backend_type).collect();
+    assert!(Arc::ptr_eq(names[0], names[1]));
+    assert_eq!((&**names[1], &**names[2]), ("vxlan", "host-gw"));
+}
+
+#[test]
 fn of_two_claimants_the_older_is_right() {
     let set: LeaseSet =
         [bare("10.1.1.0-24", 5), bare("10.1.1.0-25", 3), bare("10.1.2.0-24", 1)].into_iter().collect();
