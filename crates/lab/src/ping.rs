@@ -16,6 +16,7 @@ use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto};
 
 use crate::namespace::Namespace;
+use crate::wait::stretched;
 
 /// How to ping.
 #[derive(Debug, Clone, Copy)]
@@ -59,7 +60,8 @@ impl Report {
 impl Ping {
     /// One echo request of 56 octets, a second's patience.
     pub fn once(to: IpAddr) -> Ping {
-        Ping { to, count: 1, interval: Duration::ZERO, patience: Duration::from_secs(1), size: 56 }
+        let patience = stretched(Duration::from_secs(1));
+        Ping { to, count: 1, interval: Duration::ZERO, patience, size: 56 }
     }
 
     /// Pings from a namespace; fails only if it could not be tried.

@@ -1,14 +1,16 @@
 //! Waiting for something to become true, with a deadline and a memory.
 
+use std::env;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
 /// Asks `look` again and again until it succeeds, and returns what it found; after `patience`, fails
-/// with what was awaited and what was seen last.
+/// with what was awaited and what was seen last. Where the machine is emulated it may take longer.
 pub fn wait_for<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Result<T>) -> Result<T> {
     const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
+    let patience = stretched(patience);
     let end = Instant::now() + patience;
     loop {
         match look() {
@@ -20,6 +22,12 @@ pub fn wait_for<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Res
             Err(_) => thread::sleep(BETWEEN_LOOKS),
         }
     }
+}
+
+/// As long as something may take on this machine that may take so long on another: in the machine of
+/// `.ci/vm`, which is emulated, five times as long.
+pub(crate) fn stretched(patience: Duration) -> Duration {
+    patience * if env::var_os("FLANNEL_VM").is_some() { 5 } else { 1 }
 }
 
 #[cfg(test)]
