@@ -68,10 +68,16 @@ fn a_node_that_is_deleted_and_comes_back_is_met_again() {
         // A kubelet introduces its node when it starts, and at no other time.
         cluster.restart_kubelet(2)?;
         cluster.wait_ready()?;
+        // A flanneld that lived on holds its old subnet until it has seen the new node.
+        let subnet = wait_for("flanneld to have the subnet of the new node", PATIENCE, || {
+            let node = cluster.api().request("GET", "/api/v1/nodes/node2", &Value::Null)?;
+            let subnet = node["spec"]["podCIDR"].as_str().unwrap_or_default().parse::<ipnet::IpNet>()?;
+            let taken = cluster.lab().node(2).subnet_file()?.subnets().to_string();
+            ensure!(taken == subnet.to_string(), "it has {taken}, and the node {subnet}");
+            Ok(subnet)
+        })?;
         let newcomer = cluster.run(&[PodSpec::new("newcomer", 2)])?.remove(0);
         meet(cluster, &a, &newcomer)?;
-        let node = cluster.api().request("GET", "/api/v1/nodes/node2", &Value::Null)?;
-        let subnet = node["spec"]["podCIDR"].as_str().unwrap_or_default().parse::<ipnet::IpNet>()?;
         ensure!(subnet.contains(&newcomer.address), "{} is not of {subnet}", newcomer.address);
         cluster.delete(&[a, newcomer])
     });
