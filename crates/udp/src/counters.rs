@@ -70,32 +70,13 @@ impl Reason {
             Reason::Refused => "refused",
         }
     }
-
-    /// The reason in words.
-    pub fn words(self) -> &'static str {
-        match self {
-            Reason::Malformed => "no readable IP header",
-            Reason::Truncated => "shorter than their IP header says",
-            Reason::HeaderChecksum => "wrong IP header checksum",
-            Reason::Checksum => "wrong TCP or UDP checksum",
-            Reason::TtlExpired => "TTL used up",
-            Reason::FamilyOff => "of a family that the network does not have",
-            Reason::Multicast => "to a group of hosts",
-            Reason::NoRoute => "no node has the destination",
-            Reason::TooBig => "larger than the path to the node",
-            Reason::Spoofed => "source address not of the sending node",
-            Reason::NotOurs => "destination not of this node",
-            Reason::Refused => "refused by the kernel",
-        }
-    }
 }
 
 /// The counters of one direction in one thread, which alone writes them.
 #[derive(Debug, Default)]
-pub struct Counters {
+pub(crate) struct Counters {
     packets: AtomicU64,
     octets: AtomicU64,
-    calls: AtomicU64,
     oversized: AtomicU64,
     dropped: [AtomicU64; Reason::ALL.len()],
 }
@@ -105,11 +86,6 @@ impl Counters {
     pub(crate) fn passed(&self, packets: usize, octets: usize) {
         add(&self.packets, packets as u64);
         add(&self.octets, octets as u64);
-    }
-
-    /// The kernel was called, for however many packets.
-    pub(crate) fn called(&self) {
-        add(&self.calls, 1);
     }
 
     /// A packet was passed on although it is larger than the device's MTU.
@@ -127,7 +103,6 @@ impl Counters {
         Traffic {
             packets: self.packets.load(Relaxed),
             octets: self.octets.load(Relaxed),
-            calls: self.calls.load(Relaxed),
             oversized: self.oversized.load(Relaxed),
             dropped: std::array::from_fn(|at| self.dropped[at].load(Relaxed)),
         }
@@ -146,16 +121,14 @@ pub struct Traffic {
     pub packets: u64,
     /// Their octets, IP headers included.
     pub octets: u64,
-    /// System calls that took them: packets divided by calls says how well they were gathered.
-    pub calls: u64,
     /// Packets that were passed on although they are larger than the device's MTU.
     pub oversized: u64,
     dropped: [u64; Reason::ALL.len()],
 }
 
 impl Traffic {
-    /// How many packets were dropped for a reason.
-    pub fn dropped(&self, reason: Reason) -> u64 {
+    #[cfg(test)]
+    pub(crate) fn dropped(&self, reason: Reason) -> u64 {
         self.dropped[reason as usize]
     }
 
@@ -169,7 +142,6 @@ impl AddAssign for Traffic {
     fn add_assign(&mut self, more: Traffic) {
         self.packets += more.packets;
         self.octets += more.octets;
-        self.calls += more.calls;
         self.oversized += more.oversized;
         for (sum, more) in self.dropped.iter_mut().zip(more.dropped) {
             *sum += more;

@@ -13,7 +13,7 @@
 //! calls the kernel is in [`socket`], [`sender`] and [`receiver`].
 
 mod checksum;
-pub mod counters;
+mod counters;
 mod data_path;
 mod error;
 #[cfg(any(test, feature = "fuzz"))]
@@ -30,7 +30,7 @@ mod sender;
 mod socket;
 mod virtio;
 
-pub use counters::{Snapshot, Traffic};
+pub use counters::{Reason, Snapshot, Traffic};
 pub use data_path::{DataPath, Offloads, Settings};
 pub use error::UdpError;
 pub use peers::Peers;

@@ -35,7 +35,6 @@ impl Receiver {
         let mut view = self.peers.view();
         loop {
             let Some(received) = self.socket.receive(incoming.room(), &mut room)? else { return Ok(()) };
-            self.counters.called();
             let inward = Inward {
                 table: view.load(),
                 families: self.families,

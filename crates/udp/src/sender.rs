@@ -59,7 +59,6 @@ impl Sender {
         while let Some(room) = outgoing.room() {
             match rustix::io::read(&self.queue, room) {
                 Ok(length) => {
-                    self.counters.called();
                     outgoing.take(length, outward, &self.counters);
                 }
                 Err(Errno::AGAIN) => return Ok(true),
