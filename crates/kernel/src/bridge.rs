@@ -77,16 +77,6 @@ pub fn create_bridge(socket: &mut Socket, bridge: &Bridge) -> Result<(), KernelE
     )
 }
 
-/// Sets whether a bridge filters frames by VLAN.
-pub fn set_vlan_filtering(socket: &mut Socket, bridge: u32, on: bool) -> Result<(), KernelError> {
-    socket
-        .request(libc::RTM_NEWLINK, 0, |body| {
-            header(body, bridge, 0, 0);
-            link_info(body, "bridge", |body| body.u8(IFLA_BR_VLAN_FILTERING, u8::from(on)));
-        })
-        .doing(|| format!("set VLAN filtering of bridge number {bridge} to {on}"))
-}
-
 /// How a bridge treats one of its ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PortFlags {

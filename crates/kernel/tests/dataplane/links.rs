@@ -179,15 +179,15 @@ fn bridge_ports_have_vlans() {
         return;
     }
     let mut socket = Socket::open(Protocol::Route).unwrap();
-    bridge::create_bridge(&mut socket, &Bridge::named(name("br0"))).unwrap();
-    let br0 = link::index(&socket, name("br0")).unwrap().unwrap();
-    if let Err(error) = bridge::set_vlan_filtering(&mut socket, br0, true) {
+    let filtering = Bridge { vlan_filtering: true, ..Bridge::named(name("br0")) };
+    if let Err(error) = bridge::create_bridge(&mut socket, &filtering) {
         // CONFIG_BRIDGE_VLAN_FILTERING is an option of the kernel; that of the test machine has it.
         assert_eq!(error.errno(), Some(Errno::OPNOTSUPP), "{error}");
         assert!(std::env::var_os("FLANNEL_VM").is_none(), "{error}");
         eprintln!("skipped here: this kernel's bridges have no VLAN filtering");
         return;
     }
+    let br0 = link::index(&socket, name("br0")).unwrap().unwrap();
     let port = create_device(&mut socket, "port0");
     link::set_master(&mut socket, port, Some(br0)).unwrap();
     let pvid = Vlans { ids: 100..=100, pvid: true, untagged: true };
