@@ -40,5 +40,6 @@ mod store_changes;
 mod take_over;
 mod udp;
 mod udp_fallbacks;
+mod udp_families;
 mod udp_faults;
 mod underlay;

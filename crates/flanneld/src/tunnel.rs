@@ -18,7 +18,7 @@ use fabric::plan::Intent;
 use fabric::status;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
-use udp::{DataPath, Offloads, Peers, Settings, Snapshot};
+use udp::{DataPath, Offloads, Peers, Settings, Snapshot, UdpError};
 
 use crate::board::{Board, Step};
 use crate::retry::Retry;
@@ -122,14 +122,23 @@ impl Tunnel {
             };
             let problem = match opened {
                 Ok(Ok(path)) => {
+                    let refused = path.refused().to_vec();
                     self.replace(Some(path)).await;
-                    board.failing("udp", []);
-                    board.done(Step::DataPath);
-                    retry = Retry::new("open the data path");
+                    if refused.is_empty() {
+                        board.failing("udp", []);
+                        board.done(Step::DataPath);
+                        retry = Retry::new("open the data path");
+                    }
+                    let reopen = async {
+                        tokio::select! {
+                            () = other_settings(&mut external, &settings, (udp, config)) => {}
+                            () = fewer_refused(refused, &mut retry, &mut kernel_changed, board) => {}
+                        }
+                    };
                     tokio::select! {
                         never = self.show(board) => match never {},
                         () = ended.notified() => "the device is gone".to_owned(),
-                        () = other_settings(&mut external, &settings, (udp, config)) => {
+                        () = reopen => {
                             self.replace(None).await;
                             continue;
                         }
@@ -265,6 +274,36 @@ async fn other_settings(
         if settings(udp, config, &external.borrow_and_update()) != *now {
             return;
         }
+    }
+}
+
+/// Says which addresses cannot be listened on, until more can: the data path carries the others' families
+/// meanwhile. Waits for ever if none is refused.
+async fn fewer_refused(
+    mut refused: Vec<(SocketAddr, UdpError)>,
+    retry: &mut Retry,
+    kernel_changed: &mut watch::Receiver<u64>,
+    board: &Board,
+) {
+    if refused.is_empty() {
+        return std::future::pending().await;
+    }
+    let listen: Vec<SocketAddr> = refused.iter().map(|(address, _)| *address).collect();
+    while refused.len() == listen.len() {
+        let problems: Vec<_> = refused
+            .iter()
+            .map(|(address, error)| {
+                let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+                (error.to_string(), format!("pods reach no other node over {family} until then"))
+            })
+            .collect();
+        let problem = problems.iter().map(|(what, _)| &**what).collect::<Vec<_>>().join("; ");
+        board.failing("udp", problems);
+        tokio::select! {
+            () = retry.pause(&problem) => {}
+            _ = kernel_changed.changed() => {}
+        }
+        refused = udp::refused(&listen);
     }
 }
 

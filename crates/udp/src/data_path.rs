@@ -49,6 +49,7 @@ pub struct DataPath {
     link: LinkName,
     stop: Arc<OwnedFd>,
     sockets: Vec<Arc<Socket>>,
+    refused: Vec<(SocketAddr, UdpError)>,
     threads: Vec<JoinHandle<()>>,
     outgoing: Vec<Arc<Counters>>,
     incoming: Vec<Arc<Counters>>,
@@ -84,8 +85,9 @@ impl Offloads {
 }
 
 impl DataPath {
-    /// Opens device and sockets and lets packets flow. `ended` is called once for each thread that ends
-    /// by itself, with the reason: the device was deleted, most likely.
+    /// Opens device and sockets and lets packets flow, of those families whose address can be listened on.
+    /// `ended` is called once for each thread that ends by itself, with the reason: the device was
+    /// deleted, most likely.
     pub fn start(
         settings: &Settings,
         peers: &Arc<Peers>,
@@ -93,7 +95,10 @@ impl DataPath {
     ) -> Result<DataPath, UdpError> {
         let virtio = tun::has_virtio_header()?;
         let count = thread::available_parallelism().map_or(1, NonZero::get).min(MOST_QUEUES);
-        let sockets = bind(&settings.listen, count)?;
+        let (open, refused) = bind_each(&settings.listen, count);
+        if open.is_empty() {
+            return Err(UdpError::Nowhere(refused.into_iter().map(|(_, error)| error).collect()));
+        }
         let (queues, tcp, udp) = open_queues(settings.link, count, virtio)?;
         let writing = Arc::new(open_for_writing(settings.link, virtio)?);
         let mut path = DataPath {
@@ -106,10 +111,11 @@ impl DataPath {
                 queues: count,
                 tcp,
                 udp,
-                segmentation: sockets.iter().flatten().all(|socket| socket.gso),
-                receive: sockets.iter().flatten().all(|socket| socket.gro),
+                segmentation: open.iter().flatten().all(|socket| socket.gso),
+                receive: open.iter().flatten().all(|socket| socket.gro),
             },
-            sockets: sockets.iter().flatten().map(Arc::clone).collect(),
+            sockets: open.iter().flatten().map(Arc::clone).collect(),
+            refused,
             threads: Vec::new(),
             outgoing: Vec::new(),
             incoming: Vec::new(),
@@ -118,11 +124,11 @@ impl DataPath {
         path.segmentation.store(path.offloads.segmentation, Relaxed);
         path.log_offloads();
         let ended: Ended = Arc::new(ended);
-        for (at, (queue, sockets)) in queues.into_iter().zip(sockets).enumerate() {
+        for (at, queue) in queues.into_iter().enumerate() {
             path.start_queue(
                 at,
                 (Arc::new(queue), Arc::clone(&writing)),
-                sockets,
+                open.iter().map(|sockets| Arc::clone(&sockets[at])).collect(),
                 (settings, peers, virtio, &ended),
             )?;
         }
@@ -136,7 +142,7 @@ impl DataPath {
         sockets: Vec<Arc<Socket>>,
         (settings, peers, virtio, ended): (&Settings, &Arc<Peers>, bool, &Ended),
     ) -> Result<(), UdpError> {
-        let place = |ipv4| settings.listen.iter().position(|address| address.is_ipv4() == ipv4);
+        let place = |ipv4| sockets.iter().position(|socket| socket.ipv4 == ipv4);
         // A family of pods travels over the same family of nodes.
         let (ipv4, ipv6) = (place(true), place(false));
         let families = Families { ipv4: ipv4.is_some(), ipv6: ipv6.is_some() };
@@ -172,6 +178,11 @@ impl DataPath {
         let name = format!("udp-out-{at}");
         self.threads.push(spawn(name, settings.link, Arc::clone(ended), move || sender.run())?);
         Ok(())
+    }
+
+    /// The addresses that could not be listened on, and why: their families are not carried.
+    pub fn refused(&self) -> &[(SocketAddr, UdpError)] {
+        &self.refused
     }
 
     /// What was counted so far.
@@ -244,16 +255,32 @@ fn spawn(
     })
 }
 
-/// For each queue a socket for each address.
-fn bind(listen: &[SocketAddr], count: usize) -> Result<Vec<Vec<Arc<Socket>>>, UdpError> {
+/// Those of the addresses that cannot be listened on now, and why.
+pub fn refused(listen: &[SocketAddr]) -> Vec<(SocketAddr, UdpError)> {
+    bind_each(listen, 1).1
+}
+
+/// Sockets of one address, one for each queue.
+type Shared = Vec<Arc<Socket>>;
+
+/// Opens each address, and says why some could not be.
+fn bind_each(listen: &[SocketAddr], count: usize) -> (Vec<Shared>, Vec<(SocketAddr, UdpError)>) {
+    let (mut open, mut refused) = (Vec::new(), Vec::new());
+    for address in listen {
+        match bind(*address, count) {
+            Ok(sockets) => open.push(sockets),
+            Err(error) => refused.push((*address, error)),
+        }
+    }
+    (open, refused)
+}
+
+fn bind(address: SocketAddr, count: usize) -> Result<Shared, UdpError> {
     // Sockets that share a port take each other's datagrams without a word. Somebody else's that does
     // not mind to share is found by one that does.
-    for address in listen {
-        drop(Socket::bind(*address, Sharing::Alone)?);
-    }
+    drop(Socket::bind(address, Sharing::Alone)?);
     let sharing = if count > 1 { Sharing::Shared } else { Sharing::Alone };
-    let of_queue = || listen.iter().map(|address| Ok(Arc::new(Socket::bind(*address, sharing)?))).collect();
-    (0..count).map(|_| of_queue()).collect()
+    (0..count).map(|_| Ok(Arc::new(Socket::bind(address, sharing)?))).collect()
 }
 
 /// Opens a queue of the device for writing alone.
@@ -277,4 +304,32 @@ fn open_queues(link: LinkName, count: usize, virtio: bool) -> Result<(Vec<OwnedF
         set(Offload::NONE);
     }
     Ok((queues, tcp, udp))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+
+    #[test]
+    fn an_address_that_is_refused_costs_no_other() {
+        let theirs = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let taken = theirs.local_addr().unwrap();
+        let free = SocketAddr::new("127.0.0.2".parse().unwrap(), taken.port());
+        let foreign = SocketAddr::new("192.0.2.1".parse().unwrap(), taken.port());
+        let local = SocketAddr::new("fe80::1".parse().unwrap(), taken.port());
+        let why = [
+            (taken, UdpError::PortInUse(taken)),
+            (foreign, UdpError::NoAddress(foreign)),
+            (local, UdpError::LinkLocal(local)),
+        ];
+        for listen in [[taken, free, foreign, local], [free, taken, foreign, local]] {
+            let (open, refused) = bind_each(&listen, 2);
+            assert_eq!(open.iter().map(Vec::len).collect::<Vec<_>>(), [2]);
+            assert_eq!(refused, why);
+        }
+        drop(theirs);
+        assert_eq!(refused(&[taken]), []);
+    }
 }

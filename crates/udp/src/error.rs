@@ -16,9 +16,22 @@ pub enum UdpError {
         port = .0.port()
     )]
     PortInUse(SocketAddr),
-    /// The address is not (any more) one of this host.
-    #[error("cannot listen on udp {0}: this host has no such address (any more)")]
+    /// The address is not (any more) one of this host, or not yet.
+    #[error(
+        "cannot listen on udp {0}: this host has no such address (any more), or still looks for duplicates of it; \
+         `ip address show to {ip}` says which: give it back, or see to it that nobody else has it",
+        ip = .0.ip()
+    )]
     NoAddress(SocketAddr),
+    /// The address does not say on which link it is.
+    #[error(
+        "cannot listen on udp {0}: no other node can send to a link-local address; give the interface another IPv6 \
+         address (`ip address add`) and start flanneld anew"
+    )]
+    LinkLocal(SocketAddr),
+    /// None of the addresses can be listened on.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Nowhere(Vec<UdpError>),
     /// A system call failed.
     #[error("cannot {doing}: {errno}")]
     System {

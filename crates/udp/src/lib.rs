@@ -31,6 +31,6 @@ mod socket;
 mod virtio;
 
 pub use counters::{Reason, Snapshot, Traffic};
-pub use data_path::{DataPath, Offloads, Settings};
+pub use data_path::{DataPath, Offloads, Settings, refused};
 pub use error::UdpError;
 pub use peers::Peers;

@@ -30,7 +30,7 @@ const BUFFER: c_int = 16 << 20;
 #[derive(Debug)]
 pub(crate) struct Socket {
     fd: OwnedFd,
-    ipv4: bool,
+    pub(crate) ipv4: bool,
     port: u16,
     /// Whether the kernel puts datagrams together that arrive.
     pub(crate) gro: bool,
@@ -68,6 +68,7 @@ impl Socket {
         rustix::net::bind(&fd, &address).map_err(|errno| match errno {
             Errno::ADDRINUSE => UdpError::PortInUse(address),
             Errno::ADDRNOTAVAIL => UdpError::NoAddress(address),
+            Errno::INVAL if is_link_local(address) => UdpError::LinkLocal(address),
             other => doing()(other),
         })?;
         let mut socket = Socket { fd, ipv4: address.is_ipv4(), port: address.port(), gro: false, gso: false };
@@ -377,6 +378,10 @@ impl SendRoom {
             }
         }
     }
+}
+
+fn is_link_local(address: SocketAddr) -> bool {
+    matches!(address.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
 /// A message received: the slot that it is in is its place in the list.
