@@ -10,6 +10,7 @@
 //! A kind that this kernel lacks is skipped, but not in the machine that has them all (`FLANNEL_VM=1`).
 
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use fabric::LinkName;
 use ipnet::IpNet;
@@ -94,17 +95,24 @@ fn host_device(node: &Node, text: &str) -> Option<Link> {
     node.on_host(|socket| link::by_name(socket, name(text)).unwrap())
 }
 
+/// Waits for an answer: before the kernel looks for a neighbor by IPv6 it checks that nobody has the
+/// link-local address it asks from, at the host's end too, and then gives up what it was to send.
 fn reaches(netns: &str, to: &str) {
     let namespace = netns::open(netns.as_ref()).unwrap();
-    let pinged = namespace.enter(|| command::run("ping", &["-c", "1", "-W", "5", to], "")).unwrap();
-    pinged.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match namespace.enter(|| command::run("ping", &["-c", "1", "-W", "1", to], "")).unwrap() {
+            Ok(_) => return,
+            Err(error) => assert!(Instant::now() < deadline, "{to} does not answer: {error}"),
+        }
+    }
 }
 
 /// Neither addresses nor veth pairs are left, and the pod has nothing but `lo`.
 fn assert_gone(node: &Node, call: &Call<'_>) {
     let lo = ["lo".to_owned()];
     // The kernel may still be at it in the background.
-    for _ in 0..500 {
+    for _ in 0..6000 {
         let left: Vec<String> = if netns::open(call.netns.as_ref()).is_ok() {
             let links = inside(&call.netns, |socket| link::list(socket).unwrap());
             links.iter().map(|link| link.name.to_string()).collect()
@@ -115,7 +123,7 @@ fn assert_gone(node: &Node, call: &Call<'_>) {
         if left == lo && pairs == 0 {
             break;
         }
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(device(&call.netns, "eth0"), None);
     assert!(!node.host_links().iter().any(|name| name.starts_with("veth")), "{:?}", node.host_links());

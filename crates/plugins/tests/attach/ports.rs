@@ -11,10 +11,10 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use kernel::command;
 use kernel::netns::{self, Namespace};
+use kernel::{address, command, link};
 use serde_json::{Value, json};
 
 use crate::node::{Call, Node, possible};
@@ -153,6 +153,24 @@ impl Far {
     }
 }
 
+/// Waits until the host may look for neighbors by IPv6: it asks from the link-local address of a device,
+/// once it has checked that nobody else has it, and says until then that hosts are unreachable.
+fn wait_for_neighbors(node: &Node, devices: [&str; 2]) {
+    let may_ask = |device: &str| {
+        node.on_host(|socket| {
+            let index = link::index(socket, device.parse().unwrap()).unwrap();
+            let addresses = address::list(socket, Some(index.unwrap())).unwrap();
+            let local = |it: &address::Address| it.net.addr().is_ipv6() && it.scope == address::SCOPE_LINK;
+            addresses.iter().any(|it| local(it) && !it.is_tentative())
+        })
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while !devices.iter().all(|device| may_ask(device)) {
+        assert!(Instant::now() < deadline, "no link-local address on one of {devices:?}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
 impl Drop for Far {
     fn drop(&mut self) {
         let _ = netns::remove_named(&self.name);
@@ -179,6 +197,7 @@ fn a_host_port_leads_to_its_pod_from_everywhere_whatever_the_rules_are_made_by()
         assert_eq!(result, call.config["prevResult"]);
         node.succeed("CHECK", &call);
 
+        wait_for_neighbors(&node, ["cni0", "out"]);
         let socket = |at: &str| UdpSocket::bind(at).unwrap();
         far.run(|| {
             assert_eq!(ask("192.168.7.1:8080"), "a sees 192.168.7.2");
