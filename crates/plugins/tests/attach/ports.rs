@@ -19,7 +19,8 @@ use serde_json::{Value, json};
 
 use crate::node::{Call, Node, possible};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+/// What who answers is given, on however busy a machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// What a container that does not answer is given.
 const IMPATIENCE: Duration = Duration::from_millis(300);
 
@@ -78,13 +79,15 @@ fn serve_tcp(call: &Call<'_>) -> u16 {
     port
 }
 
-/// The same by UDP.
+/// The same by UDP, behind the question.
 fn serve_udp(call: &Call<'_>) -> u16 {
     let socket = in_pod(call, || UdpSocket::bind("[::]:0").unwrap());
     let (port, id) = (socket.local_addr().unwrap().port(), call.id.to_owned());
     thread::spawn(move || {
-        while let Ok((_, from)) = socket.recv_from(&mut [0; 64]) {
-            let text = format!("{id} sees {}", from.ip().to_canonical());
+        let mut question = [0; 64];
+        while let Ok((length, from)) = socket.recv_from(&mut question) {
+            let question = String::from_utf8_lossy(&question[..length]);
+            let text = format!("{question}{id} sees {}", from.ip().to_canonical());
             let _ = socket.send_to(text.as_bytes(), from);
         }
     });
@@ -108,11 +111,24 @@ fn ask_within(patience: Duration, to: &str) -> String {
 
 /// What the service behind a UDP port says to a socket that may have been in use before.
 fn ask_udp(socket: &UdpSocket, to: &str) -> String {
+    ask_udp_within(PATIENCE, socket, to)
+}
+
+fn ask_udp_within(patience: Duration, socket: &UdpSocket, to: &str) -> String {
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    let question = format!("{}? ", ASKED.fetch_add(1, Ordering::Relaxed));
+    socket.set_read_timeout(Some(patience)).unwrap();
+    if socket.send_to(question.as_bytes(), to).is_err() {
+        return "nothing".to_owned();
+    }
     let mut text = [0; 64];
-    let asked = socket.set_read_timeout(Some(IMPATIENCE)).and_then(|()| socket.send_to(b"?", to));
-    let answered = asked.and_then(|_| socket.recv(&mut text));
-    answered
-        .map_or_else(|_| "nothing".to_owned(), |length| String::from_utf8_lossy(&text[..length]).into_owned())
+    while let Ok(length) = socket.recv(&mut text) {
+        // An earlier question may have been late, so that it is answered after all.
+        if let Some(answer) = String::from_utf8_lossy(&text[..length]).strip_prefix(&question) {
+            return answer.to_owned();
+        }
+    }
+    "nothing".to_owned()
 }
 
 /// Somebody beyond the host.
@@ -240,7 +256,7 @@ fn a_port_follows_the_pod_that_has_it_now_also_for_those_who_talk_already() {
     second.config["runtimeConfig"] = mappings(&[(8081, serve_udp(&second), "udp", "")]);
     let talking = far.run(|| UdpSocket::bind("192.168.7.2:0").unwrap());
     // To nobody at first, which the kernel remembers too.
-    assert_eq!(ask_udp(&talking, "192.168.7.1:8081"), "nothing");
+    assert_eq!(ask_udp_within(IMPATIENCE, &talking, "192.168.7.1:8081"), "nothing");
     node.succeed("ADD", &first);
     assert_eq!(ask_udp(&talking, "192.168.7.1:8081"), "first sees 192.168.7.2");
     node.succeed("DEL", &first);
@@ -407,15 +423,15 @@ fn a_pod_is_let_through_a_firewall_that_drops_what_it_does_not_know() {
     let far = Far::beyond(&node);
     let listener = far.run(|| TcpListener::bind("192.168.7.2:0").unwrap());
     let to = listener.local_addr().unwrap();
-    let connect = || TcpStream::connect_timeout(&to, IMPATIENCE).is_ok();
+    let connects = |patience: Duration| TcpStream::connect_timeout(&to, patience).is_ok();
     let call = chained(&node, "firewall", "a", json!({}));
     for program in ["iptables", "ip6tables"] {
         node.on_host(|_| command::run(program, &["-P", "FORWARD", "DROP"], "").unwrap());
     }
-    assert!(!in_pod(&call, connect));
+    assert!(!in_pod(&call, || connects(IMPATIENCE)));
     assert_eq!(node.succeed("ADD", &call), call.config["prevResult"]);
     let rules = without_comments(&iptables(&node, "filter"));
-    assert!(in_pod(&call, connect));
+    assert!(in_pod(&call, || connects(PATIENCE)));
     node.succeed("CHECK", &call);
     node.succeed("ADD", &call);
     let packets = |rules: &str| {
@@ -435,7 +451,7 @@ fn a_pod_is_let_through_a_firewall_that_drops_what_it_does_not_know() {
     assert!(node.fail("CHECK", &call)["msg"].as_str().unwrap().starts_with("expected CNI-FORWARD rule ["));
     node.succeed("DEL", &call);
     node.succeed("DEL", &call);
-    assert!(!in_pod(&call, connect));
+    assert!(!in_pod(&call, || connects(IMPATIENCE)));
     assert!(!iptables(&node, "filter").contains("10.244.1.2"));
 }
 
