@@ -13,8 +13,11 @@ use serde_json::json;
 
 use crate::node::{Call, Node};
 
-/// How long the daemon tries to get an address.
-const PATIENCE: &str = "6s";
+/// How long a lease lasts that is prolonged: half of it is what a busy machine may be late by.
+const SHORT: u32 = 12;
+/// How long the daemon tries to get an address: longer than that, so that it would get one that was not
+/// prolonged.
+const PATIENCE: &str = "13s";
 
 /// A program that ends with its owner.
 struct Running(Child);
@@ -55,13 +58,14 @@ fn daemon(node: &Node) -> (Running, Receiver<String>) {
 
 /// Waits for a line that says so.
 fn wait_for(said: &Receiver<String>, text: &str) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut others = Vec::new();
     loop {
         let rest = deadline.saturating_duration_since(Instant::now());
-        let line =
-            said.recv_timeout(rest).unwrap_or_else(|error| panic!("no {text:?} of the daemon: {error}"));
-        if line.contains(text) {
-            return;
+        match said.recv_timeout(rest) {
+            Ok(line) if line.contains(text) => return,
+            Ok(line) => others.push(line),
+            Err(error) => panic!("no {text:?} of the daemon, but {others:#?}: {error}"),
         }
     }
 }
@@ -96,13 +100,13 @@ fn leases_are_kept_for_as_long_as_their_pods_live() {
 
     // A lease that is prolonged, by a server that would have given the address to another one by then.
     let (mut running, said) = daemon(&node);
-    let short = server(&node, 4);
+    let short = server(&node, SHORT);
     let result = node.succeed("ADD", &first);
     assert_eq!(result["ips"][0], json!({"address": "10.7.0.10/24", "gateway": "10.7.0.1", "interface": 2}));
     assert_eq!(result["routes"], json!([{"dst": "0.0.0.0/0", "gw": "10.7.0.1", "priority": 50}]));
     first.config["prevResult"] = result;
     node.succeed("STATUS", &first);
-    for _ in 0..3 {
+    for _ in 0..2 {
         wait_for(&said, "10.7.0.10 leased from 10.7.0.1");
     }
     node.succeed("CHECK", &first);
@@ -125,11 +129,9 @@ fn leases_are_kept_for_as_long_as_their_pods_live() {
     drop(long);
 
     // No server.
-    let started = Instant::now();
     let last = attach("e");
     let error = node.fail("ADD", &last);
     assert!(error["msg"].to_string().contains(&nobody), "{error}");
-    assert!(started.elapsed() < Duration::from_secs(15));
 
     let pid = rustix::process::Pid::from_child(&running.0);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
