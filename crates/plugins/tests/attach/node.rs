@@ -230,7 +230,7 @@ impl Node {
 
     /// Fails unless nothing is left of any attachment. A device may go a moment after it was let go of.
     pub(crate) fn assert_nothing_left(&self, network: &str, pods: &[&str]) {
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !self.host_links().is_empty() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));
         }

@@ -10,6 +10,8 @@
 //! What the kernel has is read by the real `bridge`. A kernel that cannot do it is skipped, but not in the
 //! machine that can (`FLANNEL_VM=1`).
 
+use std::time::{Duration, Instant};
+
 use kernel::bridge::{self, Bridge};
 use kernel::{command, link, netns};
 use rustix::io::Errno;
@@ -93,6 +95,14 @@ fn run(call: &Call<'_>, words: &[&str]) -> Result<String, kernel::KernelError> {
 
 fn reaches(call: &Call<'_>, to: &str) -> bool {
     run(call, &["ping", "-c", "1", "-W", "2", to]).is_ok()
+}
+
+/// Waits for an answer: a device that was just made may lose what is sent at first.
+fn wait_for_answer(call: &Call<'_>, from: &str) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !reaches(call, from) {
+        assert!(Instant::now() < deadline, "{from} does not answer {}", call.id);
+    }
 }
 
 #[test]
@@ -194,9 +204,9 @@ fn pods_reach_those_of_their_vlan_and_its_gateway() {
     let mut other = layer_3(&node, "c", json!({"vlan": 200, "isGateway": false}));
     other.config["isGateway"] = json!(false);
     add(&node, &mut other);
-    assert!(reaches(&first, "10.5.0.1"));
-    assert!(reaches(&first, "10.5.0.3"));
-    assert!(reaches(&second, "10.5.0.2"));
+    wait_for_answer(&first, "10.5.0.1");
+    wait_for_answer(&first, "10.5.0.3");
+    wait_for_answer(&second, "10.5.0.2");
     // In the same network, but in another VLAN.
     assert!(!reaches(&other, "10.5.0.2"));
     assert!(!reaches(&other, "10.5.0.1"));
@@ -212,8 +222,8 @@ fn pods_reach_those_of_their_vlan_and_its_gateway() {
     ] {
         run(&trunk, words).unwrap();
     }
-    assert!(reaches(&trunk, "10.5.0.2"));
-    assert!(reaches(&trunk, "10.5.0.1"));
+    wait_for_answer(&trunk, "10.5.0.2");
+    wait_for_answer(&trunk, "10.5.0.1");
 
     for call in [&first, &second, &other] {
         node.succeed("CHECK", call);
@@ -241,7 +251,7 @@ fn a_gateway_of_a_vlan_that_was_left_half_made_is_completed() {
     let mut call = layer_3(&node, "a", json!({"vlan": 100}));
     add(&node, &mut call);
     assert_eq!(vlans_of(&node, "veth1"), ["100 PVID Egress Untagged"]);
-    assert!(reaches(&call, "10.5.0.1"));
+    wait_for_answer(&call, "10.5.0.1");
 }
 
 #[test]
@@ -255,7 +265,7 @@ fn many_pods_at_once_share_one_gateway_of_their_vlan() {
         assert!(answer.success, "{}", answer.json);
     }
     for call in &calls {
-        assert!(reaches(call, "10.5.0.1"));
+        wait_for_answer(call, "10.5.0.1");
         node.succeed("DEL", call);
     }
     assert_eq!(node.host_links().iter().filter(|name| name.starts_with("veth")).count(), 1);
