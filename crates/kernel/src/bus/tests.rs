@@ -37,7 +37,7 @@ const UNKNOWN: &[u8] =
 /// A bus that expects these bytes and answers each with those.
 fn bus(talk: &'static [(&'static [u8], &'static [&'static [u8]])]) -> (UnixStream, thread::JoinHandle<()>) {
     let (client, mut server) = UnixStream::pair().unwrap();
-    server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    server.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let served = thread::spawn(move || {
         for (expected, answers) in talk {
             let mut got = vec![0; expected.len()];

@@ -44,7 +44,7 @@ pub(crate) fn open() -> Linux {
 
 /// Waits until the kernel has found out what state a device is in: it tells of it some time later.
 fn settled(linux: &mut Linux, device: &str, state: Operational) {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let found = link::by_name(linux.socket(), name(device)).unwrap().unwrap().operational;
         if found == state {
