@@ -22,6 +22,7 @@ const DEVICE: &str = "/dev/net/tun";
 const TUNSETIFF: c_ulong = 0x4004_54ca;
 const TUNSETPERSIST: c_ulong = 0x4004_54cb;
 const TUNGETFEATURES: c_ulong = 0x8004_54cf;
+const TUNGETIFF: c_ulong = 0x8004_54d2;
 const TUNSETOFFLOAD: c_ulong = 0x4004_54d0;
 const TUNSETQUEUE: c_ulong = 0x4004_54d9;
 const IFF_TUN: c_int = 0x0001;
@@ -73,7 +74,8 @@ pub(crate) fn create(socket: &mut Socket, link: &Link, tun: &Tun) -> Result<(), 
 /// a header in front that says what is left to do.
 ///
 /// A device that is gone is not made anew, except in the very moment between two looks; then it is
-/// like any other one.
+/// like any other one. One that somebody has open for packets in the other form stays in theirs (as while
+/// it is being made, see [`create`]), and its queue is refused.
 pub fn queue(socket: &Socket, name: LinkName, virtio_header: bool) -> Result<OwnedFd, KernelError> {
     if !link::exists(socket, name)? {
         return Err(KernelError::NoLink(name.to_string()));
@@ -82,6 +84,11 @@ pub fn queue(socket: &Socket, name: LinkName, virtio_header: bool) -> Result<Own
     let doing = || format!("open a queue of {name}");
     let file = attach(doing, name, flags)?;
     let system = |errno| KernelError::system(doing(), errno);
+    if (flags_of(&file).map_err(system)? & IFF_VNET_HDR != 0) != virtio_header {
+        let why =
+            "another program has the device open, and packets in another form: that one must let go of it";
+        return Err(KernelError::Other { doing: doing(), why: why.to_owned() });
+    }
     set(&file, TUNSETPERSIST, 1).map_err(system)?;
     let file = OwnedFd::from(file);
     rustix::fs::fcntl_setfl(&file, rustix::fs::OFlags::NONBLOCK).map_err(system)?;
@@ -138,6 +145,15 @@ pub(crate) fn attach(doing: impl Fn() -> String, name: LinkName, flags: c_int) -
     let made = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF as _, &raw mut request) };
     check(made).map_err(|errno| KernelError::system(doing(), errno))?;
     Ok(file)
+}
+
+/// The flags of a device, as they are: the kernel takes them only from who has it open alone.
+fn flags_of(file: &File) -> Result<c_int, Errno> {
+    let mut request = Request { name: [0; libc::IFNAMSIZ], flags: 0, rest: [0; 22] };
+    // SAFETY: the kernel writes one ifreq, which the structure is, while this call lasts.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), TUNGETIFF as _, &raw mut request) })?;
+    // A short holds sixteen flags, the highest of which is no sign.
+    Ok(c_int::from(request.flags.cast_unsigned()))
 }
 
 /// Makes a request that takes a number.

@@ -32,6 +32,20 @@ fn a_tun_device_outlives_its_readers_and_one_of_another_kind_is_told_apart() {
     drop(queues);
     assert_eq!(look(&mut linux).unwrap().index, seen.index, "it is persistent");
 
+    // The form of its packets is chosen by who comes first: whoever made the device, say, for as long as
+    // that takes.
+    let plain = tun::queue(&socket, device, false).unwrap();
+    if tun::has_virtio_header().unwrap() {
+        let refused = tun::queue(&socket, device, true).unwrap_err().to_string();
+        assert!(
+            refused.contains("open a queue of flannel0") && refused.contains("another form"),
+            "{refused}"
+        );
+    }
+    assert!(tun::queue(&socket, device, false).is_ok(), "one in the same form");
+    drop(plain);
+    assert!(tun::queue(&socket, device, tun::has_virtio_header().unwrap()).is_ok());
+
     assert!(linux.apply(&[Change::DeleteLink(device)]).is_empty());
     assert!(tun::queue(&socket, device, false).is_err(), "a device that is gone is not made by opening it");
     assert_eq!(link::sending_drops(&mut socket, device).unwrap(), None);
