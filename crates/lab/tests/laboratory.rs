@@ -3,7 +3,10 @@
 use std::fs;
 use std::time::Duration;
 
-use lab::{Binaries, Families, Lab, Ping, Topology, permitted, wait_for};
+use lab::{Binaries, Families, Lab, Ping, Pinging, Topology, permitted, wait_for};
+
+/// How long anything may take, on however busy a machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A lab whose daemon does nothing; none where namespaces may not be made.
 #[expect(clippy::print_stderr, reason = "only what the macros print is shown beside the test")]
@@ -33,6 +36,15 @@ fn left_of(name: &str) -> Vec<String> {
     left
 }
 
+/// Waits until a ping has sent more than it has by now.
+fn goes_on(pinging: &Pinging) -> anyhow::Result<()> {
+    let before = pinging.sent();
+    wait_for("a ping to go on", PATIENCE, || {
+        anyhow::ensure!(pinging.sent() > before, "it has sent {before}");
+        Ok(())
+    })
+}
+
 #[test]
 fn nodes_of_every_segment_and_family_reach_each_other() {
     let topology = Topology { segments: 2, ..Topology::vxlan(3).families(Families::Dual) };
@@ -41,7 +53,7 @@ fn nodes_of_every_segment_and_family_reach_each_other() {
         for peer in lab.nodes() {
             for address in peer.addresses() {
                 // The first packet may have to wait for neighbor discovery.
-                wait_for(&format!("{} to reach {address}", node.name()), Duration::from_secs(5), || {
+                wait_for(&format!("{} to reach {address}", node.name()), PATIENCE, || {
                     let report = Ping::once(address.addr()).from(node.namespace())?;
                     anyhow::ensure!(report.lost() == 0, "{report:?}");
                     Ok(())
@@ -58,20 +70,21 @@ fn a_pulled_cable_loses_packets_and_they_are_counted() {
     let ping = Ping { interval: Duration::from_millis(5), ..Ping::once(lab.node(2).address()) };
     let pinging = ping.keep_on(lab.node(1).namespace()).unwrap();
     lab.set_cable(lab.node(2), false).unwrap();
-    wait_for("a ping to get lost", Duration::from_secs(5), || {
+    wait_for("a ping to get lost", PATIENCE, || {
         let report = Ping { patience: Duration::from_millis(100), ..ping }.from(lab.node(1).namespace())?;
         anyhow::ensure!(report.lost() == 1, "{report:?}");
         Ok(())
     })
     .unwrap();
+    goes_on(&pinging).unwrap();
     lab.set_cable(lab.node(2), true).unwrap();
-    wait_for("the cable to carry", Duration::from_secs(5), || {
-        // Long enough for the other ping to get through as well.
+    wait_for("the cable to carry", PATIENCE, || {
         let report = Ping { count: 20, ..ping }.from(lab.node(1).namespace())?;
         anyhow::ensure!(report.lost() == 0, "{report:?}");
         Ok(())
     })
     .unwrap();
+    goes_on(&pinging).unwrap();
     let report = pinging.stop().unwrap();
     assert!(report.lost() > 0 && report.sent > report.lost(), "{report:?}");
 }
