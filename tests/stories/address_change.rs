@@ -13,10 +13,14 @@ use lab::{Lab, Topology, story, wait_for};
 fn a_vxlan_node_that_changes_its_address_is_followed() {
     story(Topology::vxlan(2).etcd(), |lab| {
         follow(lab)?;
-        shows(lab.node(2), "ip -d link show flannel.1", "local 192.168.64.52")?;
-        let fdb = lab.node(1).run("bridge fdb show dev flannel.1")?;
-        ensure!(fdb.contains("192.168.64.52") && !fdb.contains("192.168.64.2 "), "{fdb}");
-        Ok(())
+        wait_for("the device to follow", PATIENCE, || {
+            shows(lab.node(2), "ip -d link show flannel.1", "local 192.168.64.52")
+        })?;
+        wait_for("the peer to follow", PATIENCE, || {
+            let fdb = lab.node(1).run("bridge fdb show dev flannel.1")?;
+            ensure!(fdb.contains("192.168.64.52") && !fdb.contains("192.168.64.2 "), "{fdb}");
+            Ok(())
+        })
     });
 }
 
@@ -24,9 +28,12 @@ fn a_vxlan_node_that_changes_its_address_is_followed() {
 fn a_host_gw_node_that_changes_its_address_is_followed() {
     story(Topology::host_gw(2).etcd(), |lab| {
         follow(lab)?;
-        let routes = lab.node(1).run("ip route show via 192.168.64.2")?;
-        ensure!(routes.is_empty(), "{routes}");
-        Ok(())
+        // Pods reach each other before: the peer still knows which card the old address was of.
+        wait_for("the peer to follow", PATIENCE, || {
+            let routes = lab.node(1).run("ip route show via 192.168.64.2")?;
+            ensure!(routes.is_empty(), "{routes}");
+            Ok(())
+        })
     });
 }
 

@@ -135,7 +135,7 @@ fn rules_that_are_no_longer_wanted_go() {
         let node = lab.node(1);
         node.start_with(&["--ip-masq"])?;
         node.wait_ready(0)?;
-        shows(node, "nft list table ip flannel-ipv4", "masquerade")?;
+        wait_for("the rules", PATIENCE, || shows(node, "nft list table ip flannel-ipv4", "masquerade"))?;
         node.stop()?;
         node.start_with(&["--iptables-forward-rules=false"])?;
         node.wait_ready(0)?;

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use fabric::lease::{Attributes, Subnets};
 use fabric::subnet_file::SubnetFile;
-use flannel_rs_tests::leases;
-use lab::{Families, Lab, Namespace, Node, Topology, story};
+use flannel_rs_tests::{PATIENCE, leases};
+use lab::{Families, Lab, Namespace, Node, Topology, story, wait_for};
 use serde_json::Value;
 
 fn golden() -> PathBuf {
@@ -93,7 +93,8 @@ fn like_the_original(name: &str, topology: Topology) {
         lab.start()?;
         etcd_is_alike(lab, &case)?;
         subnet_env_is_alike(lab.node(1), &case)?;
-        kernel_is_alike(lab.node(1), &case)?;
+        // A peer is known a moment before it is in the kernel.
+        wait_for("the kernel to be alike", PATIENCE, || kernel_is_alike(lab.node(1), &case))?;
         health_is_alike(lab.node(1), &case)
     });
 }

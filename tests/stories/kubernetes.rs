@@ -389,6 +389,8 @@ fn an_annotation_names_the_address_and_the_interface() {
         // What is published is overwritten; what the node does is not.
         ensure!(kube.annotation(2, "public-ip")?.as_deref() == Some("203.0.113.9"));
         shows(kube.node(2), "ip -d link show flannel.1", "local 192.168.64.2")?;
-        shows(node, "bridge fdb show dev flannel.1", "dst 203.0.113.9")
+        wait_for("the peer to be in the kernel", PATIENCE, || {
+            shows(node, "bridge fdb show dev flannel.1", "dst 203.0.113.9")
+        })
     });
 }

@@ -116,7 +116,9 @@ fn a_node_that_is_given_the_podcidr_of_an_older_one_keeps_quiet_and_says_so() {
         })?;
         kube.wait_condition(1, "True", "FlannelLeaseConflict")?;
         kube.wait_event(1, "FlannelLeaseConflict", "10.244.1.0/24")?;
-        shows(kube.node(2), "bridge fdb show dev flannel.1", "dst 172.16.0.9")?;
+        wait_for("node2 to know the older one", PATIENCE, || {
+            shows(kube.node(2), "bridge fdb show dev flannel.1", "dst 172.16.0.9")
+        })?;
 
         // The older one goes, and the younger has the subnet to itself.
         kube.api.request("DELETE", "/api/v1/nodes/node-9", &serde_json::Value::Null)?;
