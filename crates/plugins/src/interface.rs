@@ -82,25 +82,24 @@ pub(crate) fn remove(request: &Request) -> Result<(), Error> {
 /// The kernel has unlinked it from all look-ups long before it answers the request: it waits until
 /// nobody can hold the device any more (RCU), some 20 ms in which there is nothing left to be done here.
 /// So a process of its own waits for that answer. Should that process be ended, the deletion is not: it
-/// happens inside one system call.
+/// happens inside one system call. And should this one be ended before it, the other may get to it only when
+/// there is a new device of that name: by its number it deletes this one or none.
 pub(crate) fn remove_link(mut socket: Socket, name: LinkName) -> Result<(), Error> {
     let failed =
         |error: KernelError| Error::internal(format!("failed to delete {:?}: {error}", name.as_str()));
-    if !link::exists(&socket, name).map_err(failed)? {
-        return Ok(());
-    }
+    let Some(index) = link::index(&socket, name).map_err(failed)? else { return Ok(()) };
     let Ok(deletion) =
-        process::detach(&[socket.as_fd().as_raw_fd()], || link::delete_by_name(&mut socket, name).is_ok())
+        process::detach(&[socket.as_fd().as_raw_fd()], || link::delete(&mut socket, index).is_ok())
     else {
-        return link::delete_by_name(&mut socket, name).map_err(failed);
+        return link::delete(&mut socket, index).map_err(failed);
     };
     let started = Instant::now();
     let mut pause = Duration::from_micros(30);
-    while link::exists(&socket, name).map_err(failed)? {
+    while link::index(&socket, name).map_err(failed)? == Some(index) {
         match deletion.outcome() {
             Outcome::Running if started.elapsed() < REMOVAL_PATIENCE => {}
             // Once more from here, to learn why not.
-            _ => return link::delete_by_name(&mut socket, name).map_err(failed),
+            _ => return link::delete(&mut socket, index).map_err(failed),
         }
         thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(1));
