@@ -201,6 +201,7 @@ impl Way {
             |load| -> Result<Measured> { from.namespace.within(|| load::measure(to.address, load, time))? };
         let one = put(Load::Send(1))?;
         let eight = put(Load::Send(8))?;
+        let to_one = put(Load::SendToOne(8))?;
         let mut samples = vec![
             ("one TCP stream", "Gbit/s", More, one.gigabits_per_second),
             ("one TCP stream: processor time per Gbit, both nodes", "s", Less, one.processor_per_gigabit()),
@@ -210,6 +211,13 @@ impl Way {
                 "s",
                 Less,
                 eight.processor_per_gigabit(),
+            ),
+            ("eight TCP streams, read by one thread", "Gbit/s", More, to_one.gigabits_per_second),
+            (
+                "eight TCP streams, read by one thread: processor time per Gbit, both nodes",
+                "s",
+                Less,
+                to_one.processor_per_gigabit(),
             ),
         ];
         if part == Part::Everything {

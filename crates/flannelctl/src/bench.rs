@@ -76,7 +76,7 @@ fn words(load: Load, measured: &Measured) -> String {
     let Measured { gigabits_per_second, requests_per_second, datagrams_per_second, lost, .. } = measured;
     let Measured { p50_microseconds, p99_microseconds, .. } = measured;
     match load {
-        Load::Send(_) | Load::Receive(_) => format!("{gigabits_per_second:.2} Gbit/s"),
+        Load::Send(_) | Load::SendToOne(_) | Load::Receive(_) => format!("{gigabits_per_second:.2} Gbit/s"),
         Load::Requests => {
             format!("{requests_per_second:.0} /s, p50 {p50_microseconds:.0} µs, p99 {p99_microseconds:.0} µs")
         }

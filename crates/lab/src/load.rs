@@ -7,18 +7,21 @@
 //! | line | then |
 //! |---|---|
 //! | `sink` | the client sends; the server reads until the end and answers with the number of bytes |
+//! | `sinks NUMBER` | the server answers with a TCP port, reads so many connections to it by one thread until all end, and answers with the number of bytes |
 //! | `source MILLISECONDS` | the server sends for so long |
 //! | `echo` | the server sends each byte back |
 //! | `datagrams` | the server answers with a UDP port, counts what comes there until the client ends the connection's sending side, and answers with the number |
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::event::{PollFd, PollFlags, poll};
 
 /// The port that a server listens on unless told otherwise.
 pub const PORT: u16 = 8478;
@@ -34,6 +37,8 @@ const LINE: u64 = 64;
 pub enum Load {
     /// So many TCP streams at once from client to server.
     Send(usize),
+    /// The same, and the server reads all of them by one thread, as servers with an event loop do.
+    SendToOne(usize),
     /// So many TCP streams at once from server to client.
     Receive(usize),
     /// Requests of one byte, each answered by one byte before the next, over one TCP connection.
@@ -100,6 +105,7 @@ fn answer(stream: TcpStream) -> Result<()> {
             let bytes = drain(&mut reader)?;
             Ok(writer.write_all(&bytes.to_be_bytes())?)
         }
+        ["sinks", number] => drain_all(number.parse()?, &mut writer),
         ["source", milliseconds] => {
             let time = Duration::from_millis(milliseconds.parse::<u32>()?.into());
             pour(&mut writer, time.min(Duration::from_secs(600)))?;
@@ -115,6 +121,39 @@ fn answer(stream: TcpStream) -> Result<()> {
         ["datagrams"] => count_datagrams(&mut reader, &mut writer),
         _ => bail!("a client wants {line:?}"),
     }
+}
+
+/// Reads so many streams by this one thread.
+fn drain_all(number: usize, writer: &mut TcpStream) -> Result<()> {
+    const MOST: usize = 256;
+    ensure!(number <= MOST, "{number} streams are more than the {MOST} that one thread reads");
+    let mut here = writer.local_addr()?;
+    here.set_port(0);
+    let listener = TcpListener::bind(here)?;
+    writer.write_all(&listener.local_addr()?.port().to_be_bytes())?;
+    let mut streams = Vec::new();
+    while streams.len() < number {
+        readable(&[&listener])?;
+        streams.push(listener.accept()?.0);
+    }
+    let (mut chunk, mut bytes) = (vec![0; CHUNK], 0);
+    while !streams.is_empty() {
+        for at in readable(&streams.iter().collect::<Vec<_>>())?.into_iter().rev() {
+            match streams[at].read(&mut chunk)? {
+                0 => drop(streams.swap_remove(at)),
+                some => bytes += some as u64,
+            }
+        }
+    }
+    Ok(writer.write_all(&bytes.to_be_bytes())?)
+}
+
+/// Waits until some can be read; which, in order.
+fn readable<S: AsFd>(sockets: &[&S]) -> Result<Vec<usize>> {
+    let mut polled: Vec<_> = sockets.iter().map(|socket| PollFd::new(*socket, PollFlags::IN)).collect();
+    let patience = PATIENCE.try_into().expect("seconds fit");
+    ensure!(poll(&mut polled, Some(&patience))? > 0, "nothing came for {} s", PATIENCE.as_secs());
+    Ok((0..polled.len()).filter(|at| !polled[*at].revents().is_empty()).collect())
 }
 
 fn count_datagrams(reader: &mut impl Read, writer: &mut TcpStream) -> Result<()> {
@@ -154,6 +193,7 @@ pub fn measure(server: SocketAddr, load: Load, time: Duration) -> Result<Measure
     let processor = busy_time();
     let mut measured = match load {
         Load::Send(streams) => in_parallel(streams, || send(server, time)),
+        Load::SendToOne(streams) => send_to_one(server, streams, time),
         Load::Receive(streams) => in_parallel(streams, || receive(server, time)),
         Load::Requests => requests(server, time),
         Load::Datagrams(octets) => datagrams(server, octets, time, &mut flood()),
@@ -180,8 +220,28 @@ fn in_parallel(streams: usize, one: impl Fn() -> Result<u64> + Sync) -> Result<M
         let threads: Vec<_> = (0..streams.max(1)).map(|_| scope.spawn(&one)).collect();
         threads.into_iter().map(|thread| thread.join().expect("it does not panic")).sum::<Result<u64>>()
     })?;
+    Ok(moved_since(began, moved))
+}
+
+fn moved_since(began: Instant, bytes: u64) -> Measured {
     let seconds = began.elapsed().as_secs_f64();
-    Ok(Measured { seconds, gigabits_per_second: moved as f64 * 8e-9 / seconds, ..Measured::default() })
+    Measured { seconds, gigabits_per_second: bytes as f64 * 8e-9 / seconds, ..Measured::default() }
+}
+
+fn send_to_one(server: SocketAddr, streams: usize, time: Duration) -> Result<Measured> {
+    let began = Instant::now();
+    let mut control = dial(server, &format!("sinks {}", streams.max(1)))?;
+    let (mut port, mut arrived) = ([0; 2], [0; 8]);
+    control.read_exact(&mut port)?;
+    let sink = SocketAddr::new(server.ip(), u16::from_be_bytes(port));
+    in_parallel(streams, || {
+        let mut stream = TcpStream::connect_timeout(&sink, PATIENCE)?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        pour(&mut stream, time)?;
+        Ok(0)
+    })?;
+    control.read_exact(&mut arrived)?;
+    Ok(moved_since(began, u64::from_be_bytes(arrived)))
 }
 
 fn send(server: SocketAddr, time: Duration) -> Result<u64> {
@@ -342,7 +402,7 @@ mod tests {
     #[test]
     fn streams_move_bytes_both_ways() {
         let server = server();
-        for load in [Load::Send(1), Load::Send(3), Load::Receive(2)] {
+        for load in [Load::Send(1), Load::Send(3), Load::SendToOne(3), Load::Receive(2)] {
             let measured = measure(server, load, MOMENT).unwrap();
             assert!(measured.gigabits_per_second > 0.0 && measured.seconds >= 0.03, "{load:?}: {measured:?}");
         }
