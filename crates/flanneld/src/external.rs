@@ -47,16 +47,14 @@ pub async fn follow(
                 continue;
             }
         };
-        if interface::still_stands(&choice, &now) {
-            board.failing("interface", []);
-            continue;
-        }
-        let next =
-            interface::choose(wanted, families(config), &now).map_err(anyhow::Error::from).and_then(|next| {
+        let next = interface::choose_again(&choice, wanted, families(config), &now)
+            .map_err(anyhow::Error::from)
+            .and_then(|next| {
                 config.backend.check(config, &next.external).map_err(anyhow::Error::msg)?;
                 Ok(next)
             });
         match next {
+            Ok(same) if same == choice => board.failing("interface", []),
             Ok(next) => {
                 tracing::warn!(
                     from = %words(&choice.external),

@@ -13,6 +13,8 @@
 //!
 //! Every choice has a reason and every refusal a list of what there was, both in words.
 
+mod again;
+
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -20,6 +22,8 @@ use fabric::LinkName;
 use fabric::host::ExternalInterface;
 use ipnet::IpNet;
 use regex::Regex;
+
+pub use again::choose_again;
 
 /// What was asked for, checked.
 #[derive(Debug, Clone, Default)]
@@ -150,23 +154,6 @@ pub fn choose(
         failures.join("; "),
         list(&surroundings.interfaces)
     )))
-}
-
-/// Whether a choice made before still stands: the interface is up and has its addresses.
-///
-/// A node keeps its address as long as it has it, even where a new choice would fall on another:
-/// moving costs every peer an update, and packets on their way.
-pub fn still_stands(choice: &Choice, surroundings: &Surroundings) -> bool {
-    let external = &choice.external;
-    let Some(interface) = surroundings.interfaces.iter().find(|interface| interface.name == external.link)
-    else {
-        return false;
-    };
-    let has = |ip: IpAddr| interface.addresses.iter().any(|address| address.ip == ip && !address.unusable);
-    interface.up
-        && interface.mtu == external.mtu
-        && external.ipv4.is_none_or(|ip| has(ip.into()))
-        && external.ipv6.is_none_or(|ip| has(ip.into()))
 }
 
 /// One way of finding the interface: what it found, or why nothing.

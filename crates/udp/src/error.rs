@@ -26,7 +26,7 @@ pub enum UdpError {
     /// The address does not say on which link it is.
     #[error(
         "cannot listen on udp {0}: no other node can send to a link-local address; give the interface another IPv6 \
-         address (`ip address add`) and start flanneld anew"
+         address (`ip address add`)"
     )]
     LinkLocal(SocketAddr),
     /// None of the addresses can be listened on.

@@ -1,3 +1,4 @@
+use super::again::still_stands;
 use super::*;
 
 const V4: Families = Families { ipv4: true, ipv6: false };
@@ -265,6 +266,31 @@ fn a_choice_stands_while_its_addresses_are_there() {
     assert!(!without(|eth0| eth0.mtu = 1400));
     now.interfaces.retain(|interface| interface.name.as_str() != "eth0");
     assert!(!still_stands(&choice, &now));
+}
+
+#[test]
+fn only_a_link_local_address_makes_way_and_none_makes_way_for_it() {
+    let of = |addresses: &str| around(&[&format!("eth0 {addresses}")], &["v4 eth0"]);
+    let wanted = Wanted::default();
+    let full = "192.0.2.1 fe80::1 fd00::1";
+    let choice = choose(&wanted, DUAL, &of(full)).unwrap();
+    let again = |addresses: &str| choose_again(&choice, &wanted, DUAL, &of(addresses));
+    for without in ["192.0.2.1 fe80::1", "192.0.2.1 fe80::1 fd00::1!", "192.0.2.9 fe80::1"] {
+        let error = again(without).unwrap_err().to_string();
+        assert!(error.contains("what eth0 has is fe80::1"), "{error}");
+    }
+    assert_eq!(again(full), Ok(choice.clone()), "it is back");
+    assert_eq!(again("192.0.2.1 fe80::1 fd00::2").unwrap().external.ipv6, Some("fd00::2".parse().unwrap()));
+
+    let poor = choose(&wanted, DUAL, &of("192.0.2.1 fe80::1")).unwrap();
+    let later = |addresses: &str| choose_again(&poor, &wanted, DUAL, &of(addresses));
+    assert_eq!(later("192.0.2.1 fe80::1 fe80::2"), Ok(poor.clone()));
+    assert_eq!(later(full), Ok(choice.clone()));
+    assert_eq!(later("192.0.2.1 fe80::2").unwrap().external.ipv6, Some("fe80::2".parse().unwrap()));
+
+    let told = names(&["fe80::1"]);
+    let choice = choose(&told, V6, &of(full)).unwrap();
+    assert_eq!(choose_again(&choice, &told, V6, &of(full)), Ok(choice));
 }
 
 #[test]
