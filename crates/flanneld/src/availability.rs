@@ -7,8 +7,8 @@
 //! | is ready | `False`, after [`STEADY_UP`] if it was `True` |
 //! | cannot carry traffic for [`STEADY_DOWN`] | `True`, with the reason and the message |
 //!
-//! What keeps a node from carrying traffic: its own devices or rules cannot be made, the interface to
-//! the other nodes is lost, or it has no lease that others see.
+//! What keeps a node from carrying traffic: its own devices or rules cannot be made, the data path of udp
+//! is closed, the interface to the other nodes is lost, or it has no lease that others see.
 
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ pub fn impairment(status: &Status) -> Option<Condition> {
     if let Some(failure) = failing("interface") {
         return down("FlannelInterfaceLost", &failure.what);
     }
-    if let Some(failure) = failing("node") {
+    if let Some(failure) = failing("node").or_else(|| failing("udp")) {
         return down("FlannelDataPlaneFailed", &failure.what);
     }
     let reason = match status.lease.as_ref().map(|lease| lease.state) {
@@ -152,6 +152,7 @@ mod tests {
         let cases = [
             (node(true, &[("interface", "eth0 is lost")], Some(LeaseState::Held)), "FlannelInterfaceLost"),
             (node(false, &[("node", "`ip link add`: no")], Some(LeaseState::Held)), "FlannelDataPlaneFailed"),
+            (node(true, &[("udp", "the port is taken")], Some(LeaseState::Held)), "FlannelDataPlaneFailed"),
             (node(true, &[("lease", "gone")], Some(LeaseState::Lost)), "FlannelLeaseLost"),
             (node(true, &[("lease", "taken")], Some(LeaseState::Taken)), "FlannelLeaseConflict"),
             (node(false, &[("lease", "no podCIDR")], None), "FlannelNoLease"),

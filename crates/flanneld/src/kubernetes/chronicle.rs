@@ -150,7 +150,7 @@ fn of_failure(failure: &Failure, lease: Option<LeaseState>) -> Event {
         ("lease", None) => "FlannelNoLease",
         ("network", _) => "FlannelNotConfigured",
         ("start", _) => "FlannelCannotStart",
-        ("node", _) => "FlannelDataPlaneFailed",
+        ("node" | "udp", _) => "FlannelDataPlaneFailed",
         ("kernel", _) => "FlannelKernelRefuses",
         ("bridge", _) => "FlannelOldBridge",
         ("firewall", _) => "FlannelForwardingDropped",
