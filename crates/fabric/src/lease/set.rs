@@ -134,16 +134,11 @@ impl LeaseSet {
         if differences.next().is_none() { target.clone() } else { next }
     }
 
-    /// Another lease that claims addresses of `lease` and has the better right to them.
+    /// Other leases that claim addresses of `lease` and have the better right to them. One that claims
+    /// addresses of both families may come twice.
     ///
     /// The older record wins; of two equally old ones, the one with the smaller subnets key. Every
     /// node decides alike, so that at most one of two claimants is programmed anywhere.
-    pub fn rival(&self, lease: &Lease) -> Option<&Arc<Lease>> {
-        self.rivals(lease).next()
-    }
-
-    /// All leases that claim addresses of `lease` and have the better right to them, see
-    /// [`Self::rival`]. One that claims addresses of both families may come twice.
     pub fn rivals(&self, lease: &Lease) -> impl Iterator<Item = &Arc<Lease>> {
         let right = |lease: &Lease| (lease.created, lease.subnets);
         let (subnets, mine) = (lease.subnets, right(lease));

@@ -115,7 +115,7 @@ fn of_two_claimants_the_older_is_right() {
         [bare("10.1.1.0-24", 5), bare("10.1.1.0-25", 3), bare("10.1.2.0-24", 1)].into_iter().collect();
     let rival = |key: &str| {
         let lease = set.get(&key.parse().unwrap()).unwrap();
-        set.rival(lease).map(|rival| rival.subnets.key())
+        set.rivals(lease).next().map(|rival| rival.subnets.key())
     };
     assert_eq!(rival("10.1.1.0-24").as_deref(), Some("10.1.1.0-25"));
     assert_eq!(rival("10.1.1.0-25"), None);
@@ -128,10 +128,10 @@ fn two_leases_of_one_ipv6_subnet_are_rivals_whichever_came_first_into_the_set() 
     let newer = bare("10.1.2.0-24&fd00:0:0:1::-64", 2);
     for leases in [[older.clone(), newer.clone()], [newer.clone(), older.clone()]] {
         let mut set: LeaseSet = leases.into_iter().collect();
-        assert_eq!(set.rival(&newer).unwrap().subnets, older.subnets);
-        assert_eq!(set.rival(&older), None);
+        assert_eq!(set.rivals(&newer).next().unwrap().subnets, older.subnets);
+        assert_eq!(set.rivals(&older).next(), None);
         set.remove(&older.subnets);
-        assert_eq!(set.rival(&newer), None);
+        assert_eq!(set.rivals(&newer).next(), None);
     }
 }
 
@@ -139,7 +139,10 @@ fn two_leases_of_one_ipv6_subnet_are_rivals_whichever_came_first_into_the_set() 
 fn equal_age_is_decided_by_the_key_on_every_node() {
     let (a, b) = (bare("10.1.1.0-24", 7), bare("10.1.1.0-25", 7));
     let set: LeaseSet = [a.clone(), b.clone()].into_iter().collect();
-    assert!(set.rival(&a).is_none() != set.rival(&b).is_none(), "exactly one of them is right");
+    assert!(
+        set.rivals(&a).next().is_none() != set.rivals(&b).next().is_none(),
+        "exactly one of them is right"
+    );
 }
 
 /// Keys in a small space, so that overlaps are frequent.
@@ -213,7 +216,7 @@ proptest! {
     #[test]
     fn leases_without_a_rival_never_overlap(leases in proptest::collection::vec((keys(), 0..4u64), 0..30)) {
         let set = set_of(&leases);
-        let winners: Vec<_> = set.iter().filter(|lease| set.rival(lease).is_none()).collect();
+        let winners: Vec<_> = set.iter().filter(|lease| set.rivals(lease).next().is_none()).collect();
         for (at, a) in winners.iter().enumerate() {
             for b in &winners[at + 1..] {
                 prop_assert!(!a.subnets.iter().any(|x| b.subnets.iter().any(|y| overlap(&x, &y))), "{} {}", a.subnets, b.subnets);
