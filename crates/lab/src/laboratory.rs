@@ -12,12 +12,12 @@ use store::{EtcdOptions, Store, StoreError};
 
 use crate::binaries::Binaries;
 use crate::namespace::Namespace;
-use crate::node::{Node, PATIENCE, UNDERLAY};
+use crate::node::{Node, UNDERLAY};
 use crate::pod::Pod;
 use crate::process::Process;
 use crate::state;
 use crate::topology::{StoreKind, Topology};
-use crate::wait::wait_for;
+use crate::wait::{PATIENCE, wait_for};
 use crate::wiring;
 
 /// A switch and its nodes. Dropping it takes everything away, unless it was told to stay.

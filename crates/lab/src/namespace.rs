@@ -11,8 +11,7 @@ use anyhow::{Context, Result, bail};
 use kernel::netns;
 use rustix::process::{Pid, Signal};
 
-use crate::node::PATIENCE;
-use crate::wait::wait_for;
+use crate::wait::{PATIENCE, wait_for};
 use crate::wiring;
 
 /// A network namespace with a name, below `/run/netns` as `ip netns` has it.

@@ -6,7 +6,6 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use fabric::status::{Files, Status};
@@ -17,10 +16,7 @@ use rustix::process::Signal;
 use crate::binaries::Binaries;
 use crate::namespace::Namespace;
 use crate::process::Process;
-use crate::wait::wait_for;
-
-/// How long a daemon may take for what it does in a moment, on a machine that is busy with other tests.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+use crate::wait::{PATIENCE, wait_for};
 
 /// A node: a network namespace, the directories that would be machine-wide on a real node, a flanneld.
 #[derive(Debug)]

@@ -13,10 +13,9 @@ use serde::{Deserialize, Serialize};
 use crate::binaries::Binaries;
 use crate::laboratory::Lab;
 use crate::namespace::Namespace;
-use crate::node::PATIENCE;
 use crate::process::Process;
 use crate::topology::Topology;
-use crate::wait::wait_for;
+use crate::wait::{PATIENCE, wait_for};
 
 /// All labs of a machine, a directory each.
 pub(crate) const LABS: &str = "/run/flab";

@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+/// How long anything may take that is done in a moment, on a machine that is busy with other tests.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Asks `look` again and again until it succeeds, and returns what it found; after `patience`, fails
 /// with what was awaited and what was seen last. Where the machine is emulated it may take longer.
 pub fn wait_for<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Result<T>) -> Result<T> {
