@@ -129,9 +129,11 @@ fn leases_are_kept_for_as_long_as_their_pods_live() {
     drop(long);
 
     // No server.
+    let started = Instant::now();
     let last = attach("e");
     let error = node.fail("ADD", &last);
     assert!(error["msg"].to_string().contains(&nobody), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(60));
 
     let pid = rustix::process::Pid::from_child(&running.0);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();

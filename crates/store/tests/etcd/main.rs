@@ -332,7 +332,9 @@ async fn a_connection_that_has_fallen_silent_is_noticed() {
     wait_for(&mut leases, LeaseSet::is_empty).await;
     wire.silence();
     etcd.etcdctl(&["put", &format!("{SUBNETS}/10.5.3.0-24"), &node(3).to_json()]);
+    let silent_since = Instant::now();
     wait_for(&mut leases, |leases| leases.len() == 1).await;
+    assert!(silent_since.elapsed() < Duration::from_secs(60), "{:?}", silent_since.elapsed());
     assert!(wire.connections() > 1);
 }
 
